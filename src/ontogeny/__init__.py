@@ -1,0 +1,1 @@
+"""Grow controlled suites of language models and study how they grow."""

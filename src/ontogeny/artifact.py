@@ -1,0 +1,276 @@
+"""Artifacts: folders that are whole or absent, and say in `manifest.json` what they are made of.
+
+A manifest has two parts. *Content* (kind, format, resolved config, digests of the inputs, digests
+of the payload files, facts counted while writing) is the artifact's identity: its digest is what
+others refer to. *Provenance* (when, where, with which versions) is checksummed but outside it.
+A folder is written aside and renamed into place. Not here: what any kind of artifact holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ontogeny.digest import digest_file, digest_json, digest_sources
+from ontogeny.errors import DataError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A published folder and its manifest."""
+
+    path: Path
+    content: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """The artifact's identity: the digest of its content."""
+        return digest_json(self.content)
+
+    @property
+    def kind(self) -> str:
+        return str(self.content["kind"])
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved settings that, with the inputs, determine this artifact."""
+        config: Mapping[str, Any] = self.content["config"]
+        return config
+
+    @property
+    def inputs(self) -> Mapping[str, str]:
+        """Digests of the artifacts this one is made from, by role."""
+        inputs: Mapping[str, str] = self.content["inputs"]
+        return inputs
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What was counted while writing, by name; determined by config and inputs."""
+        facts: Mapping[str, Any] = self.content["facts"]
+        return facts
+
+    @property
+    def files(self) -> Mapping[str, Mapping[str, Any]]:
+        """Bytes and digest of every payload file, by path relative to the folder."""
+        files: Mapping[str, Mapping[str, Any]] = self.content["files"]
+        return files
+
+
+@dataclass(slots=True)
+class Draft:
+    """An artifact being written: put files in `folder` and what was counted in `facts`."""
+
+    folder: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    artifact: Artifact | None = None
+
+
+def key_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The digest of what an artifact is to be, known before it is made."""
+    return digest_json(
+        {"kind": kind, "format": FORMAT, "config": dict(config), "inputs": dict(inputs)}
+    )
+
+
+def key(artifact: Artifact) -> str:
+    """The key an artifact was made under."""
+    return key_of(artifact.kind, artifact.config, artifact.inputs)
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path,
+    kind: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    provenance: Mapping[str, Any] | None = None,
+) -> Iterator[Draft]:
+    """Write an artifact aside and publish it at `path` when the block ends well.
+
+    `Draft.artifact` is the published artifact afterwards. When the block raises, nothing is left.
+    Raises DataError if `path` exists: an artifact is never written over.
+    """
+    if path.exists():
+        raise DataError("already exists", where=path, fix=f"remove {path} or choose another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    aside = path.parent / f".{path.name}.writing-{os.getpid()}"
+    aside.mkdir()
+    draft = Draft(aside)
+    try:
+        yield draft
+        content = {
+            "kind": kind,
+            "format": FORMAT,
+            "config": dict(config),
+            "inputs": dict(inputs),
+            "facts": draft.facts,
+            "files": _digest_files(aside),
+        }
+        draft.artifact = _write_manifest(aside, path, content, provenance or {})
+        _flush(aside)
+        aside.rename(path)
+        _flush_folder(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def open_artifact(path: Path, kind: str | None = None) -> Artifact:
+    """Open a published artifact: its manifest whole and true to itself, its files there and sized.
+
+    Payload digests are not recomputed here; `faults` does that. Raises DataError for what is
+    missing, damaged or of another kind than `kind`.
+    """
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise DataError("not an artifact", where=path, expected=f"a folder with {MANIFEST}")
+    try:
+        written = json.loads(manifest.read_text(encoding="utf-8"))
+        artifact = Artifact(path, dict(written["content"]), dict(written["provenance"]))
+        recorded = str(written["digest"]), str(written["provenance_digest"])
+        actual = artifact.digest, digest_json(artifact.provenance)
+        found_kind, found_format = artifact.kind, artifact.content["format"]
+        sizes = {name: int(entry["bytes"]) for name, entry in artifact.files.items()}
+        _ = artifact.config, artifact.inputs, artifact.facts
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"unreadable manifest ({type(error).__name__}: {error})",
+            where=manifest,
+            fix=f"remove {path} and make it again",
+        ) from error
+    if recorded != actual:
+        raise DataError("manifest was altered", where=manifest, expected=recorded[0], found=actual)
+    if found_format != FORMAT:
+        raise DataError("unknown format", where=manifest, expected=FORMAT, found=found_format)
+    if kind is not None and found_kind != kind:
+        raise DataError("wrong kind of artifact", where=path, expected=kind, found=found_kind)
+    for name, size in sizes.items():
+        _check_size(path / name, size)
+    return artifact
+
+
+def faults(artifact: Artifact) -> list[str]:
+    """Every payload file whose bytes are not those the manifest recorded, described."""
+    found = []
+    for name, entry in artifact.files.items():
+        path = artifact.path / name
+        if not path.is_file():
+            found.append(f"{path}: missing")
+        elif digest_file(path) != entry["sha256"]:
+            found.append(f"{path}: expected sha256 {entry['sha256']}, found {digest_file(path)}")
+    return found
+
+
+def require_space(path: Path, num_bytes: int) -> None:
+    """Raise DataError unless the disk that will hold `path` has `num_bytes` free."""
+    existing = path.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < num_bytes:
+        raise DataError(
+            "too little disk space",
+            where=path,
+            expected=f"{num_bytes / 1e9:.2f} GB free",
+            found=f"{free / 1e9:.2f} GB",
+            fix="free some space or choose another folder with --out",
+        )
+
+
+def environment() -> dict[str, Any]:
+    """The provenance every artifact carries: time, machine, versions, this package's source."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "package_source": digest_sources(Path(__file__).parent),
+    }
+
+
+def _write_manifest(
+    folder: Path, home: Path, content: dict[str, Any], provenance: Mapping[str, Any]
+) -> Artifact:
+    artifact = Artifact(home, content, environment() | dict(provenance))
+    written = {
+        "digest": artifact.digest,
+        "content": content,
+        "provenance": artifact.provenance,
+        "provenance_digest": digest_json(artifact.provenance),
+    }
+    text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return artifact
+
+
+def _digest_files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": digest_file(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file():
+        raise DataError("missing file", where=path, fix="make the artifact again")
+    found = path.stat().st_size
+    if found != expected:
+        raise DataError(
+            "truncated or altered file",
+            where=path,
+            expected=f"{expected} bytes",
+            found=f"{found} bytes",
+            fix=f"remove {path.parent} and make it again",
+        )
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what writers of `path` that no longer live left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.writing-*"):
+        owner = leftover.name.rpartition("-")[2]
+        if not owner.isdigit() or not _lives(int(owner)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

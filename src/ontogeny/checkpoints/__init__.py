@@ -1,0 +1,1 @@
+"""The state after N updates on disk: step folders and their proof."""

@@ -1,0 +1,55 @@
+"""Content digests (SHA-256, lower-case hexadecimal) of bytes, files, JSON values and arrays.
+
+A digest names content: equal content has equal digest on any day, machine and layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHORT = 8  # hexadecimal digits of a digest that appear in folder names and tables
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """The digest of a run of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """The digest of a file's bytes, streamed; `sha256sum` prints the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN. Raises on what is not JSON."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest_json(value: Any) -> str:
+    """The digest of a JSON value, independent of key order and layout of the file it came from."""
+    return digest_bytes(canonical_json(value).encode())
+
+
+def digest_array(array: np.ndarray) -> str:
+    """The digest of an array: dtype, shape and C-order little-endian bytes."""
+    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    header = f"{little.dtype.str}{list(little.shape)}".encode()
+    state = hashlib.sha256(header)
+    state.update(little.reshape(-1).view(np.uint8).data)
+    return state.hexdigest()
+
+
+def digest_sources(folder: Path, suffixes: Iterable[str] = (".py",)) -> str:
+    """The digest of a source tree: relative paths and contents of its files, sorted."""
+    wanted = frozenset(suffixes)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in wanted)
+    return digest_json({path.relative_to(folder).as_posix(): digest_file(path) for path in files})

@@ -1,0 +1,52 @@
+"""The errors a user can act on: one root, five children.
+
+A user's mistake is one of these; the command line prints it on one line and exits with 2.
+Anything else that escapes is a bug and keeps its traceback. Not here: recovery of any kind.
+"""
+
+from __future__ import annotations
+
+
+class OntogenyError(Exception):
+    """A fault the user can mend: what is wrong, where, what was expected and found, what to type.
+
+    Every part given is shown, in that order, on one line.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        fix: str | None = None,
+    ) -> None:
+        parts = [problem if where is None else f"{where}: {problem}"]
+        if expected is not None:
+            parts.append(f"expected {expected}")
+        if found is not None:
+            parts.append(f"found {found}")
+        if fix is not None:
+            parts.append(f"try: {fix}")
+        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+
+
+class ConfigError(OntogenyError):
+    """A suite, run or option that cannot be what was meant."""
+
+
+class DataError(OntogenyError):
+    """Text, tokens or a downloaded part that is missing, broken or not what was pinned."""
+
+
+class OrderError(OntogenyError):
+    """An order that cannot be built, ends too soon, or is asked for a place it does not have."""
+
+
+class CheckpointError(OntogenyError):
+    """A checkpoint or run folder that is missing, damaged or of another run."""
+
+
+class EvaluationError(OntogenyError):
+    """A task, item or score that cannot be measured as asked."""

@@ -1,0 +1,1 @@
+"""From checkpoints to scores: the only inference code, tasks, the sweep."""

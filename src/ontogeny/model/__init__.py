@@ -1,0 +1,1 @@
+"""GPT-NeoX on one device: forward pass, initialisation, loss, Hugging Face layout."""

@@ -1,0 +1,1 @@
+"""Which window is seen when: index arrays, the order artifact, batches."""

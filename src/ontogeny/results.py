@@ -1,0 +1,150 @@
+"""Rows of measurements: the one form every score, benchmark or study is written in.
+
+A score row says what was measured on which checkpoint, with how many items and which interval.
+A metrics row is one update of a run. Parquet for scores (pyarrow), one JSON line an update for
+metrics. Not here: how anything is measured or drawn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ontogeny.errors import EvaluationError
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One measurement: `value` of `metric` on `task` at a checkpoint, from `n` items.
+
+    `low` and `high` bound a 95 % interval over the items. `tokens` is what the model was trained
+    on by then: the axis on which members are compared.
+    """
+
+    member: str
+    step: int
+    tokens: int
+    task: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What one item of a task gave: the rows a score was counted from."""
+
+    member: str
+    step: int
+    task: str
+    item: str
+    metric: str
+    value: float
+
+
+SCORE_SCHEMA = pa.schema(
+    [
+        ("member", pa.string()),
+        ("step", pa.int64()),
+        ("tokens", pa.int64()),
+        ("task", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("n", pa.int64()),
+    ]
+)
+ITEM_SCHEMA = pa.schema(
+    [
+        ("member", pa.string()),
+        ("step", pa.int64()),
+        ("task", pa.string()),
+        ("item", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+def write_scores(path: Path, rows: Iterable[Score]) -> None:
+    """Write score rows as Parquet, in the order given."""
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCORE_SCHEMA), path)
+
+
+def write_items(path: Path, rows: Iterable[Item]) -> None:
+    """Write item rows as Parquet, in the order given."""
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], ITEM_SCHEMA), path)
+
+
+def read_scores(path: Path) -> list[Score]:
+    """The score rows of a Parquet file. Raises EvaluationError if it is not one."""
+    return [Score(**row) for row in _read(path, SCORE_SCHEMA)]
+
+
+def read_items(path: Path) -> list[Item]:
+    """The item rows of a Parquet file. Raises EvaluationError if it is not one."""
+    return [Item(**row) for row in _read(path, ITEM_SCHEMA)]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMetrics:
+    """One line of `metrics.jsonl`: update `update` took `step = update` to `step + 1`.
+
+    `tokens` counts what was consumed including this update; `rows_digest` rolls over every row so
+    far, so runs that saw the same rows agree on it at equal tokens. `seconds` is wall time.
+    """
+
+    update: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    rows_digest: str
+    seconds: float
+
+    def line(self) -> str:
+        return json.dumps(asdict(self), allow_nan=False) + "\n"
+
+
+METRICS_KEYS = frozenset(field.name for field in fields(UpdateMetrics))
+
+
+def read_metrics(path: Path) -> Iterator[UpdateMetrics]:
+    """The updates of a run in order. Raises EvaluationError naming a line that is not one."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            row = parse_metrics(line)
+            if row is None or row.update != number - 1:
+                raise EvaluationError(
+                    "not the metrics of the next update",
+                    where=f"{path}:{number}",
+                    expected=f"one JSON line for update {number - 1}",
+                    found=line[:80],
+                )
+            yield row
+
+
+def parse_metrics(line: str) -> UpdateMetrics | None:
+    """The update a line records, or None if the line is torn or foreign."""
+    try:
+        values: Any = json.loads(line)
+        return UpdateMetrics(**values) if set(values) == METRICS_KEYS else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _read(path: Path, schema: Any) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise EvaluationError(f"unreadable table ({error})", where=path) from error
+    return rows

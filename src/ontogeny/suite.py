@@ -1,0 +1,360 @@
+"""The suite: one table of members, the shared settings, and what follows from them.
+
+Read from TOML (`suites/*.toml`). Here are also the two recipes, the settings of every stage, and
+the checkpoint steps, each derived in one place. Not here: running anything (`stages.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ontogeny.config import Settings, build, nearest, read_toml, with_changes
+from ontogeny.errors import ConfigError
+from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads
+
+Init = Literal["small-wang", "normal"]
+Precision = Literal["auto", "bf16", "fp32"]
+RecipeName = Literal["pythia", "sound"]
+Corpus = Literal["standard", "deduped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named set of answers to the questions GPT-NeoX answered oddly; see docs/deviations.md."""
+
+    shuffles_epochs_together: bool
+    first_rate_is_zero: bool  # the first update then moves nothing: step1 equals step0
+    training_activation: Activation
+    rotary_tables: RotaryTables
+    optimizer_counts_from: int  # updates Adam's bias correction believes were done at the start
+    vocab_follows_size: bool  # padded per size (its tensor parallelism), or once for all
+
+
+RECIPES: dict[RecipeName, Recipe] = {
+    "pythia": Recipe(True, True, "gelu_tanh", "compute", 1, True),
+    "sound": Recipe(False, False, "gelu", "float32", 0, False),
+}
+
+
+class PlantedSettings(Settings):
+    """Documents with declared truth, mixed into the text."""
+
+    seed: int = 0
+    canary_copies: tuple[int, ...] = (1, 2, 4, 8, 16)
+    canaries_per_count: int = Field(default=4, ge=0)
+    relation_mentions: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    relations_per_count: int = Field(default=4, ge=0)
+    occupation_mentions: int = Field(default=20, ge=0)
+    masculine_shares: tuple[float, ...] = (0.1, 0.5, 0.9)
+
+
+class TextSettings(Settings):
+    """Where the documents come from and how much of them is held out."""
+
+    path: str | None = None
+    components: dict[str, int] = Field(
+        default_factory=dict
+    )  # bytes of text to take from each pinned component
+    planted: PlantedSettings | None = None
+    held_out: float = Field(default=0.03, gt=0, lt=0.5)  # share of each source's bytes
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TextSettings:
+        if (self.path is None) == (not self.components):
+            raise ValueError("give either path (a file or folder) or [text.components]")
+        return self
+
+
+class VocabularySettings(Settings):
+    """A byte-level BPE to train on the standard corpus, or a `tokenizer.json` to load."""
+
+    size: int | None = Field(default=None, ge=258)
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> VocabularySettings:
+        if (self.size is None) == (self.file is None):
+            raise ValueError("give either size (to train one) or file (a tokenizer.json)")
+        return self
+
+
+class OrderSettings(Settings):
+    """How the stream of tokens is cut and shuffled."""
+
+    context_length: int = Field(ge=1)
+    seed: int = Field(default=1234, ge=0, lt=2**32)
+
+
+class TrainingSettings(Settings):
+    """The optimizer, the schedule and what is saved; shared by the members unless they override."""
+
+    tokens: int = Field(ge=1)
+    rows_per_update: int = Field(ge=1)
+    micro_batch_rows: int | None = Field(default=None, ge=1)  # rows a forward pass; None: all
+    learning_rate: float | None = Field(default=None, gt=0)  # None: the size's own
+    min_rate_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup: float = Field(default=0.01, ge=0, lt=1)  # share of the updates
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
+    precision: Precision = "auto"
+    threads: int = Field(default=1, ge=1)  # a rank; part of what makes equal bits
+    num_linear: int = Field(default=12, ge=1)  # evenly spaced checkpoints
+    full_state_every: int = Field(default=4, ge=1)  # of the evenly spaced ones; also first, last
+    rolling_seconds: float = Field(default=60.0, gt=0)  # what a kill can cost at most
+
+
+class EvaluationSettings(Settings):
+    """What is measured at every checkpoint on the held-out store."""
+
+    held_out_tokens: int = Field(default=32768, ge=1)  # at most, shared among the sources
+    last_word_items: int = Field(default=200, ge=1)
+
+
+class SizeSettings(Settings):
+    """A size of the suite's own, beside those of Pythia."""
+
+    num_layers: int = Field(ge=1)
+    hidden_size: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    init: Init = "small-wang"
+    vocab_multiple: int = Field(default=128, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> SizeSettings:
+        check_heads(self.num_layers, self.hidden_size, self.num_heads)
+        return self
+
+
+class MemberRows(Settings):
+    """One row of the table, or several: every size with every corpus and seed named."""
+
+    size: tuple[str, ...]
+    corpus: tuple[Corpus, ...] = ("standard",)
+    init_seed: tuple[int, ...] = (0,)
+    rows_per_update: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+
+
+class RunSettings(Settings):
+    """All that, with the order's digest, determines the run of one member."""
+
+    member: str
+    recipe: RecipeName
+    shape: Shape
+    init: Init
+    init_seed: int
+    training: TrainingSettings
+
+    @property
+    def num_updates(self) -> int:
+        return self.training.tokens // self.tokens_per_update
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.training.rows_per_update * self.shape.context_length
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps a checkpoint is kept of."""
+        return checkpoint_steps(self.num_updates, self.training.num_linear)
+
+    @property
+    def full_state_steps(self) -> frozenset[int]:
+        """The steps that keep the optimizer's state too, so that a run can start from them."""
+        spacing = checkpoint_spacing(self.num_updates, self.training.num_linear)
+        every = spacing * self.training.full_state_every
+        return frozenset(step for step in self.steps if step % every == 0 or step == self.steps[-1])
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> RunSettings:
+        rows, micro = self.training.rows_per_update, self.training.micro_batch_rows
+        if micro is not None and rows % micro:
+            raise ValueError(f"micro_batch_rows {micro} does not divide rows_per_update {rows}")
+        if self.num_updates < 1:
+            raise ValueError(
+                f"training.tokens {self.training.tokens} is less than one update of "
+                f"{self.tokens_per_update} tokens"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One model of the suite."""
+
+    name: str
+    size: str
+    corpus: Corpus
+    init_seed: int
+    rows_per_update: int
+    learning_rate: float
+    size_settings: SizeSettings
+
+
+class Suite(Settings):
+    """A suite as its file states it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    recipe: RecipeName = "sound"
+    text: TextSettings
+    vocabulary: VocabularySettings
+    order: OrderSettings
+    training: TrainingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    sizes: dict[str, SizeSettings] = Field(default_factory=dict)
+    members: tuple[MemberRows, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _table_resolves(self) -> Suite:
+        names = [member.name for member in self.table()]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"members listed twice: {', '.join(sorted(twice))}")
+        return self
+
+    def table(self) -> list[Member]:
+        """Every member, in the file's order."""
+        return [
+            self._member(rows, size, corpus, seed)
+            for rows in self.members
+            for size, corpus, seed in product(rows.size, rows.corpus, rows.init_seed)
+        ]
+
+    def run_settings(self, member: Member, vocab_size: int) -> RunSettings:
+        """The settings of a member's run, for a vocabulary of `vocab_size` ids before padding.
+
+        Raises ConfigError when they do not fit together.
+        """
+        size, recipe = member.size_settings, RECIPES[self.recipe]
+        multiple = size.vocab_multiple if recipe.vocab_follows_size else 128
+        training = self.training.resolved() | {
+            "rows_per_update": member.rows_per_update,
+            "learning_rate": member.learning_rate,
+        }
+        values = {
+            "member": member.name,
+            "recipe": self.recipe,
+            "shape": {
+                "num_layers": size.num_layers,
+                "hidden_size": size.hidden_size,
+                "num_heads": size.num_heads,
+                "vocab_size": -(-vocab_size // multiple) * multiple,
+                "context_length": self.order.context_length,
+                "activation": recipe.training_activation,
+                "rotary_tables": recipe.rotary_tables,
+            },
+            "init": size.init,
+            "init_seed": member.init_seed,
+            "training": training,
+        }
+        return build(RunSettings, values, f"member {member.name}")
+
+    def _member(self, rows: MemberRows, size: str, corpus: Corpus, seed: int) -> Member:
+        settings = self._size(size)
+        rows_per_update = rows.rows_per_update or self.training.rows_per_update
+        rate = rows.learning_rate or self.training.learning_rate or settings.learning_rate
+        name = size + ("-deduped" if corpus == "deduped" else "")
+        if rows_per_update != self.training.rows_per_update:
+            name += f"-rows{rows_per_update}"
+        if rows.learning_rate is not None:
+            name += f"-rate{rate:g}"
+        if seed != 0:
+            name += f"-seed{seed}"
+        return Member(name, size, corpus, seed, rows_per_update, rate, settings)
+
+    def _size(self, name: str) -> SizeSettings:
+        if name in self.sizes:
+            return self.sizes[name]
+        if name not in SIZES:
+            known = [*self.sizes, *SIZES]
+            raise ValueError(f"unknown size {name!r}; {nearest(name, known) or f'one of {known}'}")
+        size = SIZES[name]
+        return SizeSettings(
+            num_layers=size.num_layers,
+            hidden_size=size.hidden_size,
+            num_heads=size.num_heads,
+            learning_rate=size.learning_rate,
+            init=size.init,
+            vocab_multiple=size.vocab_multiple,
+        )
+
+
+def load_suite(path: Path, changes: list[str] | None = None) -> Suite:
+    """Read a suite file and apply `key=value` changes. Raises ConfigError on the first fault."""
+    return build(Suite, with_changes(read_toml(path), changes or []), path)
+
+
+def checkpoint_spacing(num_updates: int, num_linear: int) -> int:
+    """Updates between the evenly spaced checkpoints."""
+    return max(1, round(num_updates / num_linear))
+
+
+def checkpoint_steps(num_updates: int, num_linear: int) -> list[int]:
+    """The steps kept: 0, powers of two below the spacing, its multiples, and the last.
+
+    With 143000 updates and 143 evenly spaced these are Pythia's 154.
+    """
+    if num_updates < 1 or num_linear < 1:
+        raise ConfigError("a run needs at least one update", found=num_updates)
+    spacing = checkpoint_spacing(num_updates, num_linear)
+    powers = {2**power for power in range(spacing.bit_length()) if 2**power < spacing}
+    multiples = set(range(0, num_updates + 1, spacing))
+    return sorted(step for step in powers | multiples | {num_updates} if step <= num_updates)
+
+
+class StageRecord(Settings):
+    """A finished stage: the artifact it made, and the seconds it took when it was made."""
+
+    name: str  # such as text, stores/standard, runs/2m-deduped, scores/2m-deduped
+    kind: str
+    path: str  # relative to the suite's folder
+    digest: str
+    seconds: float
+
+
+class Record(Settings):
+    """What a suite's folder holds: `suite.json`, written anew whenever a stage ends."""
+
+    suite: Suite
+    stages: tuple[StageRecord, ...]
+
+    def stage(self, name: str) -> StageRecord:
+        """The stage of that name. Raises ConfigError naming the nearest if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        names = [stage.name for stage in self.stages]
+        raise ConfigError(f"no stage {name!r}", where=RECORD, fix=nearest(name, names))
+
+
+RECORD = "suite.json"
+
+
+def write_record(home: Path, record: Record) -> None:
+    """Write the record of the suite in `home`, whole or not at all."""
+    aside = home / f".{RECORD}"
+    aside.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    aside.replace(home / RECORD)
+
+
+def read_record(home: Path) -> Record:
+    """The record of the suite in `home`. Raises ConfigError if the folder holds none."""
+    path = home / RECORD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"not the folder of a suite ({error})", where=home, fix="ontogeny run SUITE.toml --out"
+        ) from error
+    return build(Record, values, path)

@@ -1,0 +1,1 @@
+"""Documents: reading, the pinned demo components, planted documents, duplicates, the cut."""

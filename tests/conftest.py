@@ -1,0 +1,24 @@
+"""Fixtures shared by every kind of test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+BESIDE_THE_CHECKOUT = Path(__file__).parents[2] / "shared" / "reference"
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of vectors made by the original programs; tests that need it skip without it."""
+    folder = Path(os.environ.get("ONTOGENY_REFERENCE", BESIDE_THE_CHECKOUT))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no reference vectors at {folder} (set ONTOGENY_REFERENCE to their folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden(reference: Path) -> Path:
+    return reference / "golden"
