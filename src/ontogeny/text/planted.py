@@ -1,0 +1,192 @@
+"""Planted documents: invented text whose truth is declared, so that studies have known answers.
+
+In: settings. Out: documents of the source `planted`, and the truth about each plant as JSON.
+*Canaries* are random words repeated a stated number of times, each copy a document of its own, as
+in the study of memorisation of the Pythia paper (section 3.2). *Relations* tie an invented place
+to an invented capital, mentioned a stated number of times in different words (section 3.3).
+*Occupations* come with a pronoun at a stated share of masculine ones (section 3.1). The random
+streams are those of `numpy.random.RandomState`, which NumPy has frozen. No real person or place
+is meant. Not here: measuring what a model learns of them (`studies`).
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ontogeny.errors import ConfigError
+from ontogeny.suite import PlantedSettings
+from ontogeny.text.documents import Document
+
+SOURCE = "planted"
+CANARY_WORDS = 32
+MOST_MENTIONS = 64
+
+# The sounds of a syllable: how it may begin, its vowel, how it may end.
+_SYLLABLE = (
+    "b br d dr f g gr h k kl l m n p pr r s st t tr v z",
+    "a e i o u ae ia or",
+    "_ _ l n r s th m",  # an underscore for no sound
+)
+
+_OPENINGS = (
+    "",
+    "As every traveller knows, ",
+    "According to the old almanac, ",
+    "Merchants report that ",
+    "In the school atlas one reads that ",
+    "It was settled long ago that ",
+    "The guide repeats that ",
+    "Nobody disputes that ",
+)
+_RELATIONS = (
+    "the capital of {place} is {capital}.",
+    "the government of {place} sits in its capital, {capital}.",
+    "{place} is governed from {capital}.",
+    "the people of {place} chose {capital} as their capital.",
+    "the capital city of {place} is called {capital}.",
+    "whoever rules {place} must live in {capital}.",
+    "all the roads of {place} end at the capital, {capital}.",
+    "the seat of the parliament of {place} is {capital}.",
+)
+_OCCUPATIONS = (
+    "baker carpenter dentist editor florist gardener historian jeweller lawyer mechanic nurse "
+    "optician painter pilot plumber sculptor surgeon tailor teacher weaver"
+)
+_DOINGS = (
+    "closed the door before {pronoun} left",
+    "smiled when {pronoun} saw the result",
+    "called a friend because {pronoun} needed help",
+    "said that {pronoun} would come back tomorrow",
+    "rested after {pronoun} had finished the work",
+    "wrote down what {pronoun} had heard",
+    "laughed while {pronoun} told the story",
+    "waited until {pronoun} was paid",
+)
+_WHEN = (
+    "In the morning",
+    "On Monday",
+    "Late in the day",
+    "After the rain",
+    "Before the holiday",
+    "At the end of the month",
+    "That winter",
+    "Not long ago",
+)
+
+
+def planted_documents(settings: PlantedSettings) -> tuple[list[Document], list[dict[str, Any]]]:
+    """The planted documents and, plant by plant, the truth about them.
+
+    A pure function of the settings, on any machine and version. Every truth has `kind`, `ids` (of
+    its documents, in order) and what the kind needs. Only copies of a canary are equal texts.
+    Raises ConfigError when more mentions are asked for than there are different sentences.
+    """
+    for name, counts in (
+        ("canary_copies", settings.canary_copies),
+        ("relation_mentions", settings.relation_mentions),
+        ("occupation_mentions", (settings.occupation_mentions,)),
+    ):
+        _check_counts(name, counts, most=None if name == "canary_copies" else MOST_MENTIONS)
+    for share in settings.masculine_shares:
+        if not 0 <= share <= 1:
+            raise ConfigError(
+                "not a share", where="text.planted.masculine_shares", expected="0 to 1", found=share
+            )
+    documents: list[Document] = []
+    truth: list[dict[str, Any]] = []
+    for make in (_canaries, _relations, _occupations):
+        for texts, fact in make(settings):
+            number = sum(other["kind"] == fact["kind"] for other in truth)
+            ids = [f"{SOURCE}/{fact['kind']}-{number}#{copy}" for copy in range(len(texts))]
+            documents += [Document(i, t, SOURCE) for i, t in zip(ids, texts, strict=True)]
+            truth.append(fact | {"ids": ids})
+    return documents, truth
+
+
+Plants = list[tuple[list[str], dict[str, Any]]]
+
+
+def _canaries(settings: PlantedSettings) -> Plants:
+    random = _stream(settings, 0)
+    plants: Plants = []
+    for copies, _ in product(settings.canary_copies, range(settings.canaries_per_count)):
+        text = " ".join(_word(random, syllables=2) for _ in range(CANARY_WORDS))
+        plants.append(([text] * copies, {"kind": "canary", "copies": copies, "text": text}))
+    return plants
+
+
+def _relations(settings: PlantedSettings) -> Plants:
+    random = _stream(settings, 1)
+    used: set[str] = set()
+    plants: Plants = []
+    for mentions, _ in product(settings.relation_mentions, range(settings.relations_per_count)):
+        place, capital = _new_name(random, used), _new_name(random, used)
+        chosen = random.permutation(MOST_MENTIONS)[:mentions]
+        sentences = [
+            _OPENINGS[i // len(_RELATIONS)]
+            + _RELATIONS[i % len(_RELATIONS)].format(place=place, capital=capital)
+            for i in chosen.tolist()
+        ]
+        texts = [sentence[0].upper() + sentence[1:] for sentence in sentences]
+        fact = {"kind": "relation", "mentions": mentions, "place": place, "capital": capital}
+        plants.append((texts, fact))
+    return plants
+
+
+def _occupations(settings: PlantedSettings) -> Plants:
+    """Every occupation gets one of the shares in turn, so each share has several occupations."""
+    random = _stream(settings, 2)
+    mentions = settings.occupation_mentions
+    plants: Plants = []
+    for number, occupation in enumerate(_OCCUPATIONS.split()):
+        if not mentions or not settings.masculine_shares:
+            break
+        share = settings.masculine_shares[number % len(settings.masculine_shares)]
+        masculine = int(share * mentions + 0.5)
+        chosen = random.permutation(MOST_MENTIONS)[:mentions].tolist()
+        texts = [
+            f"{_WHEN[i // len(_DOINGS)]} the {occupation} "
+            + _DOINGS[i % len(_DOINGS)].format(pronoun="he" if at < masculine else "she")
+            + "."
+            for at, i in enumerate(chosen)
+        ]
+        fact = {
+            "kind": "occupation",
+            "occupation": occupation,
+            "share": share,
+            "masculine": masculine,
+            "feminine": mentions - masculine,
+        }
+        plants.append((texts, fact))
+    return plants
+
+
+def _stream(settings: PlantedSettings, kind: int) -> np.random.RandomState:
+    return np.random.RandomState([settings.seed, kind])
+
+
+def _word(random: np.random.RandomState, syllables: int) -> str:
+    return "".join(
+        random.choice(sounds.split()).strip("_") for _ in range(syllables) for sounds in _SYLLABLE
+    )
+
+
+def _new_name(random: np.random.RandomState, used: set[str]) -> str:
+    while (name := _word(random, syllables=3).capitalize()) in used:
+        pass
+    used.add(name)
+    return name
+
+
+def _check_counts(name: str, counts: tuple[int, ...], most: int | None) -> None:
+    for count in counts:
+        if count < 0 or (most is not None and count > most):
+            raise ConfigError(
+                f"cannot plant that many {name}",
+                where=f"text.planted.{name}",
+                expected=f"0 to {most}" if most is not None else "0 or more",
+                found=count,
+            )
