@@ -1,0 +1,95 @@
+"""Batches: what every update sees, as a pure function of the order and the update's number.
+
+A row is a place in the batch of the whole job; ranks take slices, so neither their number nor
+restarts can change what is seen. Also the rolling digest of the rows seen. T = context length.
+Not here: moving tokens to a device (`ontogeny.training`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from ontogeny.errors import OrderError
+from ontogeny.order.plan import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """The batches of an order for a run of `rows_per_update` rows an update."""
+
+    order: Order
+    rows_per_update: int
+
+    def __post_init__(self) -> None:
+        if self.rows_per_update < 1:
+            raise OrderError(
+                "an update needs a row", expected="1 or more", found=self.rows_per_update
+            )
+
+    @property
+    def start(self) -> str:
+        """The rolling digest before update 0."""
+        return self.order.start
+
+    @property
+    def num_updates(self) -> int:
+        """Updates the order has whole batches for."""
+        return self.order.num_windows // self.rows_per_update
+
+    def __call__(self, update: int) -> np.ndarray:
+        """The batch that takes the model from step `update` to the next: int64 [rows, T + 1]."""
+        return self.rows(update, 0, self.rows_per_update)
+
+    def rows(self, update: int, first: int, count: int) -> np.ndarray:
+        """`count` rows of an update's batch from `first` on: int64 [count, T + 1].
+
+        Raises OrderError when the order ends before `update` does or the batch has no such rows.
+        """
+        if not 0 <= update < self.num_updates:
+            raise OrderError(
+                f"the order does not reach update {update}",
+                expected=f"updates 0 to {self.num_updates - 1}",
+                found=f"{self.order.num_windows} windows, {self.rows_per_update} an update",
+                fix="train for fewer tokens or make a longer order",
+            )
+        if not 0 <= first <= first + count <= self.rows_per_update:
+            raise OrderError(
+                f"update {update} has no such rows",
+                expected=f"rows 0 to {self.rows_per_update - 1}",
+                found=f"{first} to {first + count - 1}",
+            )
+        return self.order.rows(update * self.rows_per_update + first, count)
+
+
+def roll(digest: str, rows: np.ndarray) -> str:
+    """The rolling digest after `rows` [count, T + 1] more.
+
+    Row by row, each as little-endian uint32, so that it is equal at equal tokens seen, whatever
+    the number of rows an update takes.
+    """
+    for row in rows:
+        state = hashlib.sha256(bytes.fromhex(digest))
+        state.update(row.astype("<u4").data)
+        digest = state.hexdigest()
+    return digest
+
+
+def rows_of_rank(
+    update: int,
+    *,
+    micro_batch: int,
+    num_ranks: int,
+    num_micro_steps: int,
+    rank: int,
+    micro_step: int,
+) -> range:
+    """The places of the order that GPT-NeoX gives a data-parallel rank in a micro step.
+
+    Ranks take neighbouring slices of each micro step; all of an update's together are the
+    update's batch, for any layout. Source: gpt-neox v1.0, megatron/data/samplers.py.
+    """
+    chunk = (update * num_micro_steps + micro_step) * num_ranks + rank
+    return range(chunk * micro_batch, (chunk + 1) * micro_batch)

@@ -1,0 +1,216 @@
+"""The order artifact: a store's windows in the one sequence every run on it goes through.
+
+`build_order` writes the index arrays (`shuffle.py`) as `.npy`; `open_order` maps them and checks
+that they are an order of this store; `Order` turns places in the order into tokens.
+T = context length. Not here: how many rows an update takes (`batches.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ontogeny.artifact import Artifact, open_artifact, writing
+from ontogeny.digest import digest_json
+from ontogeny.errors import OrderError
+from ontogeny.order.blend import windows_asked
+from ontogeny.order.shuffle import Indices, neox_indices, sound_indices
+from ontogeny.suite import RECIPES, OrderSettings, RecipeName
+from ontogeny.tokens.store import DocumentStore, Store
+
+ARRAYS = ("documents", "samples", "windows")
+INT_KINDS = "iu"
+BLOCK = 1 << 20  # windows checked together
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A store's windows in order. `start` is what the rolling digest of the rows begins from.
+
+    Orders of one store, seed and recipe start equal, also when one goes on for longer.
+    """
+
+    store: Store
+    indices: Indices
+    context_length: int
+    start: str
+
+    @property
+    def num_windows(self) -> int:
+        return len(self.indices.windows)
+
+    def row(self, place: int) -> np.ndarray:
+        """The window at a place: int64 [T + 1]."""
+        row: np.ndarray = self.rows(place, 1)[0]
+        return row
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """The windows at `count` places from `first` on: int64 [count, T + 1].
+
+        Raises OrderError when the order ends before.
+        """
+        if first < 0 or count < 0 or first + count > self.num_windows:
+            raise OrderError(
+                "the order has no such windows",
+                expected=f"places 0 to {self.num_windows - 1}",
+                found=f"{first} to {first + count - 1}",
+            )
+        windows = self.indices.windows[first : first + count].astype(np.int64)
+        starts, lengths = self._pieces(windows)
+        return self.store.gather(starts, lengths).reshape(count, self.context_length + 1)
+
+    def _pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the store the windows lie, one piece for each document they touch.
+
+        The pieces of a window follow each other; the lengths of each window's sum to T + 1.
+        """
+        samples = self.indices.samples
+        begins = samples[windows].astype(np.int64)  # [W, 2]
+        counts = samples[windows + 1, 0] - begins[:, 0] + 1  # documents touched, [W]
+        firsts = np.cumsum(counts) - counts
+        places = np.arange(int(counts.sum())) + np.repeat(begins[:, 0] - firsts, counts)
+        documents = self.indices.documents[places]
+        starts, lengths = self.store.starts(documents), self.store.sizes[documents].astype(np.int64)
+        starts[firsts] += begins[:, 1]
+        lengths[firsts] -= begins[:, 1]
+        ends = np.cumsum(lengths)
+        ends -= np.repeat(ends[firsts] - lengths[firsts], counts)  # now within the window
+        lengths -= np.clip(ends - (self.context_length + 1), 0, lengths)
+        return starts, lengths
+
+
+def order_config(
+    settings: OrderSettings, recipe: RecipeName, num_windows: int
+) -> Mapping[str, Any]:
+    """What an order is recorded, and found again, under."""
+    return settings.resolved() | {"recipe": recipe, "num_windows": num_windows}
+
+
+def build_order(
+    store: DocumentStore,
+    settings: OrderSettings,
+    *,
+    recipe: RecipeName,
+    num_windows: int,
+    folder: Path,
+) -> Artifact:
+    """Write an order of at least `num_windows` windows of a store, in whole epochs."""
+    config = order_config(settings, recipe, num_windows)
+    together = RECIPES[recipe].shuffles_epochs_together
+    sizes, length, seed = store.sizes, settings.context_length, settings.seed
+    with writing(folder, "order", config=config, inputs={"store": store.digest}) as draft:
+        if together:
+            (asked,) = windows_asked(num_windows)
+            indices = neox_indices(sizes, num_windows=asked, context_length=length, seed=seed)
+        else:
+            indices = sound_indices(
+                sizes, num_windows=num_windows, context_length=length, seed=seed
+            )
+        for name in ARRAYS:
+            np.save(draft.folder / f"{name}.npy", getattr(indices, name))
+        num_epochs = len(indices.documents) // len(store)
+        draft.facts |= {
+            "num_windows": len(indices.windows),
+            "num_epochs": num_epochs,
+            "windows_per_epoch": len(indices.windows) // num_epochs,
+            "start": _start(store, settings, recipe, num_epochs if together else None),
+        }
+    assert draft.artifact is not None
+    return draft.artifact
+
+
+def open_order(path: Path, store: DocumentStore) -> Order:
+    """Open an order of `store`. Raises OrderError for one of another store or a damaged one."""
+    artifact = open_artifact(path, "order")
+    if artifact.inputs["store"] != store.digest:
+        raise OrderError(
+            "an order of another store",
+            where=path,
+            expected=store.digest,
+            found=artifact.inputs["store"],
+            fix=f"give the store it was made for, or remove {path} and order this one",
+        )
+    arrays = {name: _load(path / f"{name}.npy") for name in ARRAYS}
+    indices = Indices(**arrays)
+    _check(indices, store, int(artifact.facts["num_epochs"]), path)
+    return Order(
+        store, indices, int(artifact.config["context_length"]), str(artifact.facts["start"])
+    )
+
+
+def _start(
+    store: DocumentStore, settings: OrderSettings, recipe: RecipeName, num_epochs: int | None
+) -> str:
+    """The identity of the sequence of windows; `num_epochs` where it changes the first window."""
+    return digest_json(
+        {"store": store.digest, "recipe": recipe, "num_epochs": num_epochs} | settings.resolved()
+    )
+
+
+def _load(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise OrderError(f"unreadable array ({error})", where=path) from error
+    return array.view(np.ndarray)
+
+
+def _check(indices: Indices, store: Store, num_epochs: int, path: Path) -> None:
+    """Shapes, ranges, and that no document or window is left out."""
+    documents, samples, windows = indices.documents, indices.samples, indices.windows
+    wanted = {"documents": (len(store) * num_epochs,), "samples": (len(windows) + 1, 2)}
+    for name, shape in wanted.items():
+        array = getattr(indices, name)
+        if array.shape != shape or array.dtype.kind not in INT_KINDS:
+            raise OrderError(
+                "array of the wrong shape",
+                where=path / f"{name}.npy",
+                expected=f"integers {list(shape)}",
+                found=f"{array.dtype} {list(array.shape)}",
+            )
+    _check_complete(documents, len(store), path / "documents.npy")
+    _check_complete(windows, len(windows), path / "windows.npy")
+    for first in range(0, len(windows), BLOCK):
+        starts = samples[first : first + BLOCK + 1]
+        _check_starts(starts, first, documents, store, path / "samples.npy")
+
+
+def _check_complete(values: np.ndarray, bound: int, where: Path) -> None:
+    """Every number below `bound` occurs; once each, when there are `bound` of them."""
+    inside = (values >= 0) & (values < bound)
+    if not inside.all():
+        at = int(inside.argmin())
+        raise _damaged(where, at, f"0 to {bound - 1}", values[at])
+    seen = np.zeros(bound, bool)
+    seen[values] = True
+    if not seen.all():
+        raise _damaged(where, None, f"every number below {bound}", f"no {int(seen.argmin())}")
+
+
+def _check_starts(
+    starts: np.ndarray, first: int, documents: np.ndarray, store: Store, where: Path
+) -> None:
+    """Windows start inside the documents, none before the one in front of it."""
+    places, offsets = starts[:, 0], starts[:, 1]
+    right = (places >= 0) & (places < len(documents))
+    sizes = store.sizes[documents[np.where(right, places, 0)]]
+    right &= (offsets >= 0) & (offsets < np.maximum(sizes, 1))  # the first may be an empty one
+    right[1:] &= places[1:] >= places[:-1]
+    if not right.all():
+        at = int(right.argmin())
+        expected = "a place not before the last, an offset inside its document"
+        raise _damaged(where, first + at, expected, f"{places[at]}, {offsets[at]}")
+
+
+def _damaged(where: Path, at: int | None, expected: str, found: object) -> OrderError:
+    return OrderError(
+        "damaged order" if at is None else f"damaged order at entry {at}",
+        where=where,
+        expected=expected,
+        found=found,
+        fix=f"remove {where.parent} and order the store again",
+    )
