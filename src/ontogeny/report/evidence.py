@@ -1,0 +1,259 @@
+"""Everything the report is written from: a finished suite's record, opened and cross-checked.
+
+In: the folder of a suite. Out: one `Evidence`, or an error that says what is missing. A suite of
+which a member is unfinished is refused here, so no page is ever half true. Not here: how anything
+is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ontogeny.artifact import Artifact, open_artifact
+from ontogeny.config import build
+from ontogeny.errors import DataError, EvaluationError
+from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.suite import Member, Record, RunSettings, StageRecord, read_record
+
+BITS_PER_BYTE = "held-out", "bits_per_byte"
+LOG_PROBABILITY = "last-word", "log_probability"
+ACCURACY = "last-word", "accuracy"
+SOURCE_PREFIX = "held-out/"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One link of a member's chain of checkpoints."""
+
+    step: int
+    tokens: int
+    digest: str
+    parent: str | None
+    rows_digest: str
+    full_state: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One member, grown: its settings, every update, every checkpoint, every score by step."""
+
+    member: Member
+    run: RunSettings
+    updates: list[UpdateMetrics]
+    checkpoints: list[Checkpoint]
+    scores: Mapping[tuple[str, str], list[Score]]
+
+    @property
+    def tokens(self) -> int:
+        """What the member was trained on in all."""
+        return self.updates[-1].tokens
+
+    def final(self, measure: tuple[str, str]) -> Score:
+        """The score of the last checkpoint."""
+        return self.scores[measure][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A finished suite: its record, its artifacts by stage, its members in the table's order."""
+
+    record: Record
+    artifacts: Mapping[str, Artifact]
+    growths: list[Growth]
+
+    @property
+    def corpora(self) -> list[str]:
+        """The corpora members grew on, in the order of the table."""
+        return list(dict.fromkeys(growth.member.corpus for growth in self.growths))
+
+    @property
+    def sources(self) -> list[str]:
+        """The held-out sources that were scored one by one."""
+        tasks = (task for task, metric in self.growths[0].scores if metric == BITS_PER_BYTE[1])
+        return sorted(
+            task.removeprefix(SOURCE_PREFIX) for task in tasks if task.startswith(SOURCE_PREFIX)
+        )
+
+    def grown_on(self, corpus: str) -> list[Growth]:
+        return [growth for growth in self.growths if growth.member.corpus == corpus]
+
+
+def gather(home: Path) -> Evidence:
+    """Open all that the record in `home` names and check that the parts agree with each other.
+
+    Raises EvaluationError when a member is unfinished or a measurement is missing, DataError when
+    an artifact is missing, altered or not the one the record names.
+    """
+    record = read_record(home)
+    members = record.suite.table()
+    _require_finished(home, record, members)
+    stages = [stage for stage in record.stages if stage.kind != "report"]
+    artifacts = {stage.name: _open_stage(home, stage) for stage in stages}
+    growths = [_grown(member, artifacts) for member in members]
+    _require_same_measures(growths)
+    return Evidence(record, artifacts, growths)
+
+
+def fact(artifact: Artifact, *names: str) -> Any:
+    """The fact at a path of names. Raises DataError if the manifest does not state it."""
+    found: Any = artifact.facts
+    for name in names:
+        if not isinstance(found, Mapping) or name not in found:
+            raise DataError(
+                f"the manifest lacks the fact {'.'.join(names)!r}",
+                where=artifact.path,
+                fix=f"remove {artifact.path} and run the suite again",
+            )
+        found = found[name]
+    return found
+
+
+def _require_finished(home: Path, record: Record, members: list[Member]) -> None:
+    corpora = dict.fromkeys(member.corpus for member in members)
+    needed = ["text", "vocabulary", "stores/held-out"]
+    needed += [f"{room}/{corpus}" for room in ("stores", "orders") for corpus in corpora]
+    needed += [f"{room}/{member.name}" for member in members for room in ("runs", "scores")]
+    present = {stage.name for stage in record.stages}
+    missing = [name for name in needed if name not in present]
+    if missing:
+        raise EvaluationError(
+            f"the suite is not finished: missing {', '.join(missing)}",
+            where=home,
+            fix=f"ontogeny run SUITE.toml --out {home}",
+        )
+
+
+def _open_stage(home: Path, stage: StageRecord) -> Artifact:
+    artifact = open_artifact(home / stage.path, stage.kind)
+    if artifact.digest != stage.digest:
+        raise DataError(
+            f"not the artifact that the record names for {stage.name}",
+            where=artifact.path,
+            expected=stage.digest,
+            found=artifact.digest,
+            fix=f"ontogeny run SUITE.toml --out {home}",
+        )
+    return artifact
+
+
+def _grown(member: Member, artifacts: Mapping[str, Artifact]) -> Growth:
+    artifact = artifacts[f"runs/{member.name}"]
+    run = build(RunSettings, artifact.config, artifact.path)
+    updates = _updates(artifact.path / "metrics.jsonl", run)
+    checkpoints = [_checkpoint(artifact.path, step) for step in run.steps]
+    _require_unbroken(artifact.path, checkpoints, updates)
+    table = artifacts[f"scores/{member.name}"].path / "scores.parquet"
+    return Growth(member, run, updates, checkpoints, _scores(table, run))
+
+
+def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
+    if not path.is_file():
+        raise EvaluationError("no metrics", where=path, expected="one JSON line an update")
+    updates = list(read_metrics(path))
+    if len(updates) != run.num_updates:
+        raise EvaluationError(
+            "the run is not finished",
+            where=path,
+            expected=f"{run.num_updates} updates",
+            found=len(updates),
+        )
+    for row in updates:
+        if not _is_finite(row.loss):
+            raise EvaluationError(
+                f"the loss of update {row.update} is not a number", where=path, found=row.loss
+            )
+        expected = (row.update + 1) * run.tokens_per_update
+        if row.tokens != expected:
+            raise EvaluationError(
+                f"update {row.update} miscounts its tokens",
+                where=path,
+                expected=expected,
+                found=row.tokens,
+            )
+    return updates
+
+
+def _checkpoint(run: Path, step: int) -> Checkpoint:
+    artifact = open_artifact(run / "steps" / f"step{step}", "checkpoint")
+    return Checkpoint(
+        step=int(fact(artifact, "step")),
+        tokens=int(fact(artifact, "tokens")),
+        digest=artifact.digest,
+        parent=fact(artifact, "parent"),
+        rows_digest=str(fact(artifact, "rows_digest")),
+        full_state=bool(fact(artifact, "full_state")),
+    )
+
+
+def _require_unbroken(
+    run: Path, checkpoints: list[Checkpoint], updates: list[UpdateMetrics]
+) -> None:
+    """Each checkpoint must name the one before it, and the rows the metrics say it consumed."""
+    for before, after in pairwise(checkpoints):
+        if after.parent != before.digest:
+            raise DataError(
+                f"step{after.step} does not name step{before.step} as its parent",
+                where=run,
+                expected=before.digest,
+                found=after.parent,
+            )
+        logged = updates[after.step - 1]
+        if (after.tokens, after.rows_digest) != (logged.tokens, logged.rows_digest):
+            raise DataError(
+                f"step{after.step} and metrics.jsonl disagree on the rows consumed",
+                where=run,
+                expected=f"{logged.tokens} tokens, digest {logged.rows_digest}",
+                found=f"{after.tokens} tokens, digest {after.rows_digest}",
+            )
+
+
+def _scores(path: Path, run: RunSettings) -> dict[tuple[str, str], list[Score]]:
+    """The member's scores by measure, in the order of steps, every checkpoint there once."""
+    rows = sorted(read_scores(path), key=lambda row: (row.task, row.metric, row.step))
+    scores: dict[tuple[str, str], list[Score]] = {}
+    for row in rows:
+        if not all(map(_is_finite, (row.value, row.low, row.high))) or row.member != run.member:
+            raise EvaluationError(
+                "not a score of this member", where=path, expected=run.member, found=row
+            )
+        scores.setdefault((row.task, row.metric), []).append(row)
+    for (task, metric), found in scores.items():
+        expected = [(step, step * run.tokens_per_update) for step in run.steps]
+        _require_equal(
+            [(row.step, row.tokens) for row in found], expected, f"{task} {metric}", path
+        )
+    for task, metric in (BITS_PER_BYTE, LOG_PROBABILITY, ACCURACY):
+        if (task, metric) not in scores:
+            raise EvaluationError(f"no score of task {task}, metric {metric}", where=path)
+    return scores
+
+
+def _require_equal(found: list[Any], expected: list[Any], what: str, path: Path) -> None:
+    if found != expected:
+        wrong = sorted(set(expected) ^ set(found)) or "a checkpoint scored twice"
+        raise EvaluationError(
+            f"{what} is not scored once at every checkpoint",
+            where=path,
+            expected=f"{len(expected)} (step, tokens)",
+            found=f"{len(found)}, differing in {wrong}",
+        )
+
+
+def _require_same_measures(growths: Iterable[Growth]) -> None:
+    first, *others = growths
+    for other in others:
+        differing = sorted(first.scores.keys() ^ other.scores.keys())
+        if differing:
+            raise EvaluationError(
+                f"{first.member.name} and {other.member.name} are not scored on the same tasks",
+                found=", ".join(" ".join(measure) for measure in differing),
+            )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
