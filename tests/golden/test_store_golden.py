@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def test_reader_gives_the_writers_input(golden: Path, name: str) -> None:
     bounds = store.documents.tolist()
     read = [
         [store.tokens(item).tolist() for item in range(first, last)]
-        for first, last in zip(bounds, bounds[1:], strict=False)
+        for first, last in itertools.pairwise(bounds)
     ]
     assert read == documents
 

@@ -107,8 +107,10 @@ def _fill_starts(
     """Write where every window starts: window w at token w * T of the stream of `documents`.
 
     Token t lies in the first document whose end (its sizes summed up to and with it) is past t, so
-    never in an empty one; only the very first window starts at (0, 0) whatever is there.
-    Going block by block halves the time: the sizes gathered are summed while still in the cache.
+    never in an empty one; only the very first window starts at (0, 0) whatever is there. So the
+    place of window w is the number of documents that end at or before its token: those with
+    ceil(end / T) <= w, which are counted rather than searched for. Block by block, so that what is
+    gathered is summed and counted while still in the cache.
     """
     total, window, num_rows = 0, 0, len(samples)
     for first in range(0, len(documents), BLOCK):
@@ -118,12 +120,16 @@ def _fill_starts(
         ends += total
         total = int(ends[-1])
         until = min((total - 1) // context_length + 1, num_rows)
-        if until <= window:
+        count = until - window
+        if count <= 0:
             continue
-        tokens = np.arange(window, until, dtype=np.int64) * context_length
-        places = np.searchsorted(ends, tokens, side="right")
+        ended_before = (ends + (context_length - 1)) // context_length - window
+        places = np.cumsum(np.bincount(ended_before, minlength=count)[:count])
+        offsets = np.arange(window, until, dtype=np.int64) * context_length
+        offsets -= ends.take(places, mode="wrap")
+        offsets += block.take(places, mode="wrap")
         samples[window:until, 0] = places + first
-        samples[window:until, 1] = tokens - ends[places] + block[places]
+        samples[window:until, 1] = offsets
         window = until
     samples[0] = 0
 
