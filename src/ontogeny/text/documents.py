@@ -158,6 +158,7 @@ def _documents_in(file: Path, name: str, root: Path) -> Iterator[tuple[Document,
     for number, line in enumerate(_lines(file, suffix), start=1):
         text = _decode(line, file, offset).removeprefix("\ufeff")
         offset += len(line)
+        text = text.rstrip("\r\n")
         if text.strip():
             place = f"{file}:{number}"
             yield _parse(text, place, f"{name}:{number}", source), place
@@ -177,9 +178,37 @@ def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
     if suffix == ".jsonl.gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
     if suffix == ".jsonl.zst":
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return io.BufferedReader(reader, 1 << 20)
+        return io.BufferedReader(_ZstandardFrames(raw), 1 << 20)
     return raw
+
+
+class _ZstandardFrames(io.RawIOBase):
+    """Zstandard frames in a row; unlike the library's own reader, refuses one that is cut off."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._packed = b""
+        self._plain = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._plain and (self._packed or self._read()):
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._plain, self._packed = self._frame.decompress(self._packed), b""
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._plain))
+        buffer[:count], self._plain = self._plain[:count], self._plain[count:]
+        return count
+
+    def _read(self) -> bool:
+        self._packed = self._file.read(1 << 14)
+        if not self._packed and self._frame is not None:
+            raise EOFError("the file ends inside a frame")
+        return bool(self._packed)
 
 
 def _decode(data: bytes, file: Path, offset: int) -> str:
