@@ -141,7 +141,7 @@ COMPONENTS: dict[str, Component] = {
                         "504a19140e8d3029d5acad88330c541d4c3f64c789d85f94756762d8bca7e706",
                         1_575_692,
                     ),
-                    r"(celery)-[^/]+/docs/(?!history/changelog|internals/reference)(.*)\.rst",
+                    r"(celery)-[^/]+/docs/(?!history/changelog|(?:internals/)?reference/)(.*)\.rst",
                     "CC BY-SA 4.0",
                     "Ask Solem and the authors of the Celery user manual",
                 ),
