@@ -162,8 +162,9 @@ def _load(path: Path) -> np.ndarray:
 def _check(indices: Indices, store: Store, num_epochs: int, path: Path) -> None:
     """Shapes, ranges, and that no document or window is left out."""
     documents, samples, windows = indices.documents, indices.samples, indices.windows
-    wanted = {"documents": (len(store) * num_epochs,), "samples": (len(windows) + 1, 2)}
-    for name, shape in wanted.items():
+    num_windows = windows.size
+    wanted = [(len(store) * num_epochs,), (num_windows + 1, 2), (num_windows,)]
+    for name, shape in zip(ARRAYS, wanted, strict=True):
         array = getattr(indices, name)
         if array.shape != shape or array.dtype.kind not in INT_KINDS:
             raise OrderError(
@@ -173,8 +174,8 @@ def _check(indices: Indices, store: Store, num_epochs: int, path: Path) -> None:
                 found=f"{array.dtype} {list(array.shape)}",
             )
     _check_complete(documents, len(store), path / "documents.npy")
-    _check_complete(windows, len(windows), path / "windows.npy")
-    for first in range(0, len(windows), BLOCK):
+    _check_complete(windows, num_windows, path / "windows.npy")
+    for first in range(0, num_windows, BLOCK):
         starts = samples[first : first + BLOCK + 1]
         _check_starts(starts, first, documents, store, path / "samples.npy")
 
