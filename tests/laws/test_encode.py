@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ontogeny.tokens.encode as encode_module
 from ontogeny.artifact import faults
-from ontogeny.errors import DataError
+from ontogeny.errors import ConfigError, DataError
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import open_store
@@ -139,6 +139,11 @@ def test_refuses_no_text(tmp_path: Path, vocabulary: Vocabulary) -> None:
     with pytest.raises(DataError, match="no text to encode; expected documents; found 2 empty"):
         run([Document("a", "", "s"), Document("b", "", "s")], vocabulary, tmp_path / "store")
     assert not list(tmp_path.iterdir())
+
+
+def test_refuses_no_process(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    with pytest.raises(ConfigError, match="needs a process; expected 1 or more; found 0"):
+        run(make_documents(3), vocabulary, tmp_path / "store", num_processes=0)
 
 
 def test_a_killed_worker_is_one_clear_error(

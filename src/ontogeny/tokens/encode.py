@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from ontogeny.artifact import Artifact, writing
-from ontogeny.errors import DataError
+from ontogeny.errors import ConfigError, DataError
 from ontogeny.text.documents import Document
 from ontogeny.tokens.store import IDS, SOURCE_DTYPE, SOURCES, TOKENS
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
@@ -111,8 +111,11 @@ def encode(
 
     `config` is recorded together with `eod`. A single process is this one and uses the tokenizer's
     own threads; several are spawned and use none. Sources are listed in the order first met.
-    Raises DataError for no documents, text that is not Unicode, or a worker that was killed.
+    Raises ConfigError for no process; DataError for no documents, text that is not Unicode, or a
+    worker that was killed.
     """
+    if num_processes < 1:
+        raise ConfigError("encoding needs a process", expected="1 or more", found=num_processes)
     dtype = token_dtype(vocabulary.size)
     end = vocabulary.eod if eod == "end" else None
     num_empty = 0
