@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 import zipfile
@@ -216,8 +217,17 @@ def test_components_are_named_in_the_facts(packaged: Path) -> None:
     (row,) = artifact.facts["components"]
     assert (row["component"], row["package"], row["version"]) == ("small", "small", "1")
     assert (row["licence"], row["attribution"]) == ("CC0-1.0", "nobody")
-    assert artifact.inputs == {"components": digest_json([row])}
+    assert artifact.inputs == text_inputs(TextSettings(components={"small": 1}), packaged)
     assert artifact.facts["removed"]["duplicate"]["bytes"] > 50_000
+
+
+def test_another_pick_makes_another_input(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = TextSettings(components={"small": 1})
+    before = text_inputs(plan, packaged)
+    small = COMPONENTS["small"]
+    parts = (dataclasses.replace(small.parts[0], pick="other"),)
+    monkeypatch.setitem(COMPONENTS, "small", dataclasses.replace(small, parts=parts))
+    assert text_inputs(plan, packaged) != before
 
 
 def test_a_component_that_is_not_there_or_too_small(packaged: Path) -> None:

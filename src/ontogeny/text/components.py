@@ -9,12 +9,14 @@ Milton twice, `code` two releases of one library. Not here: fetching (`packages.
 from __future__ import annotations
 
 import bz2
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ontogeny.config import nearest
+from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.text.dedup import text_digest
 from ontogeny.text.documents import Document
@@ -247,6 +249,11 @@ def component_facts(components: Iterable[str]) -> list[dict[str, Any]]:
         if name in set(components)
         for part in component.parts
     ]
+
+
+def digest_components(components: Iterable[str]) -> str:
+    """The digest of all that decides what the named components hold: files, picks and headings."""
+    return digest_json([dataclasses.asdict(_component(name)) for name in sorted(components)])
 
 
 def _component(name: str) -> Component:

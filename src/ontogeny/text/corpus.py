@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ontogeny.artifact import Artifact, writing
-from ontogeny.digest import digest_bytes, digest_json
+from ontogeny.digest import digest_bytes
 from ontogeny.errors import DataError
 from ontogeny.suite import TextSettings
-from ontogeny.text.components import component_documents, component_facts
+from ontogeny.text.components import component_documents, component_facts, digest_components
 from ontogeny.text.dedup import text_digest
 from ontogeny.text.documents import (
     Document,
@@ -45,7 +45,7 @@ def text_inputs(settings: TextSettings, base: Path) -> dict[str, str]:
     """The digests that, with the settings, determine the text: of the user's files or the pins."""
     if settings.path is not None:
         return {"path": digest_documents(base / settings.path)}
-    return {"components": digest_json(component_facts(settings.components))}
+    return {"components": digest_components(settings.components)}
 
 
 def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base: Path) -> Artifact:
