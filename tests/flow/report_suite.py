@@ -69,7 +69,7 @@ def grow(home: Path, grown: Suite, *, digest_of: RowsDigest = rows_digest) -> Re
         made_from = {"order": f"orders/{member.corpus}", "vocabulary": "vocabulary"}
         name = f"runs/{member.name}"
         artifact = stages.add(name, "run", made_from, {"steps": run.steps}, run.resolved())
-        _write_run(artifact.path, member, run, digest_of)
+        _write_run(artifact, member, run, digest_of)
         made_from = {"run": f"runs/{member.name}", "held-out": "stores/held-out"}
         rows = list(scores(member, run))
         stages.add(f"scores/{member.name}", "scores", made_from, {"rows": len(rows)}, scores=rows)
@@ -204,32 +204,32 @@ class _Stages:
         return draft.artifact
 
 
-def _write_run(folder: Path, member: Member, run: RunSettings, digest_of: RowsDigest) -> None:
-    noise = np.random.RandomState(len(member.name)).normal(0, 0.06, run.num_updates)
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as file:
-        for update in range(run.num_updates):
-            tokens = (update + 1) * run.tokens_per_update
-            loss = float(_loss(member, tokens - run.tokens_per_update) + noise[update])
+def _write_run(run: Artifact, member: Member, settings: RunSettings, digest_of: RowsDigest) -> None:
+    noise = np.random.RandomState(len(member.name)).normal(0, 0.06, settings.num_updates)
+    with (run.path / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for update in range(settings.num_updates):
+            tokens = (update + 1) * settings.tokens_per_update
+            loss = float(_loss(member, tokens - settings.tokens_per_update) + noise[update])
             rolled = digest_of(member, tokens)
             file.write(UpdateMetrics(update, loss, 1e-3, 0.9, tokens, rolled, 0.1).line())
-    parent = None
-    for step in run.steps:
-        tokens = step * run.tokens_per_update
+    parent: str | None = None
+    for step in settings.steps:
+        tokens = step * settings.tokens_per_update
         facts = {
             "step": step,
             "member": member.name,
             "tokens": tokens,
             "rows_digest": digest_of(member, tokens),
-            "parent": parent,
-            "full_state": step in run.full_state_steps,
         }
-        path = folder / "steps" / f"step{step}"
-        inputs = {} if parent is None else {"parent": parent}
+        path = run.path / "steps" / f"step{step}"
+        inputs = {"run": run.digest} | ({} if parent is None else {"parent": parent})
         with writing(path, "checkpoint", config={"step": step}, inputs=inputs) as draft:
             draft.facts |= facts
             (draft.folder / "config.json").write_text(json.dumps({"step": step}))
         assert draft.artifact is not None
         parent = draft.artifact.digest
+        if step in settings.full_state_steps:
+            (run.path / "states" / f"step{step}").mkdir(parents=True)
 
 
 def _loss(member: Member, tokens: int) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from ontogeny.report.evidence import Growth
+from ontogeny.report.evidence import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +33,30 @@ class Comparison:
         return [member for member, digest in self.digests.items() if digest != commonest]
 
 
-def common_tokens(growths: Sequence[Growth]) -> list[int]:
+def common_tokens(histories: Sequence[History]) -> list[int]:
     """Token counts that every member passed between two updates: the first, 1/4, 1/2, the last."""
-    unit = lcm(*(growth.run.tokens_per_update for growth in growths))
-    num_units = min(growth.tokens for growth in growths) // unit
+    unit = lcm(*(history.run.tokens_per_update for history in histories))
+    num_units = min(history.tokens for history in histories) // unit
     if num_units == 0:
         return []
     return sorted({unit * max(1, num_units * part // 4) for part in (0, 1, 2, 4)})
 
 
-def compare(growths: Sequence[Growth]) -> list[Comparison]:
+def compare(histories: Sequence[History]) -> list[Comparison]:
     """The comparisons of the members of one corpus at their common token counts."""
     return [
-        Comparison(tokens, {growth.member.name: _digest_at(growth, tokens) for growth in growths})
-        for tokens in common_tokens(growths)
+        Comparison(
+            tokens, {history.member.name: _digest_at(history, tokens) for history in histories}
+        )
+        for tokens in common_tokens(histories)
     ]
 
 
-def statement(corpus: str, growths: Sequence[Growth], comparisons: Sequence[Comparison]) -> str:
+def statement(corpus: str, histories: Sequence[History], comparisons: Sequence[Comparison]) -> str:
     """What the comparisons show, in one or two sentences."""
-    num_members = len(growths)
+    num_members = len(histories)
     if num_members == 1:
-        return f"Only {growths[0].member.name} grew on the {corpus} corpus: nothing to compare."
+        return f"Only {histories[0].member.name} grew on the {corpus} corpus: nothing to compare."
     if not comparisons:
         return (
             f"The {num_members} members on the {corpus} corpus cannot be compared: there is no "
@@ -71,9 +73,9 @@ def statement(corpus: str, growths: Sequence[Growth], comparisons: Sequence[Comp
     last = comparisons[-1].tokens
     return (
         f"All {num_members} members on the {corpus} corpus agree at each of {len(comparisons)} "
-        f"token counts: up to token {last:,} they saw the same rows in the same order."
+        f"token counts: through their first {last:,} tokens they saw equal rows in equal order."
     )
 
 
-def _digest_at(growth: Growth, tokens: int) -> str:
-    return growth.updates[tokens // growth.run.tokens_per_update - 1].rows_digest
+def _digest_at(history: History, tokens: int) -> str:
+    return history.updates[tokens // history.run.tokens_per_update - 1].rows_digest

@@ -25,6 +25,9 @@ LOG_PROBABILITY = "last-word", "log_probability"
 ACCURACY = "last-word", "accuracy"
 SOURCE_PREFIX = "held-out/"
 
+# Where a run keeps what its manifest does not list.
+METRICS, STEPS, STATES = "metrics.jsonl", "steps", "states"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -39,8 +42,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
-    """One member, grown: its settings, every update, every checkpoint, every score by step."""
+class History:
+    """How one member grew: its settings, every update, every checkpoint, every score by step."""
 
     member: Member
     run: RunSettings
@@ -64,23 +67,23 @@ class Evidence:
 
     record: Record
     artifacts: Mapping[str, Artifact]
-    growths: list[Growth]
+    histories: list[History]
 
     @property
     def corpora(self) -> list[str]:
         """The corpora members grew on, in the order of the table."""
-        return list(dict.fromkeys(growth.member.corpus for growth in self.growths))
+        return list(dict.fromkeys(history.member.corpus for history in self.histories))
 
     @property
     def sources(self) -> list[str]:
         """The held-out sources that were scored one by one."""
-        tasks = (task for task, metric in self.growths[0].scores if metric == BITS_PER_BYTE[1])
+        tasks = (task for task, metric in self.histories[0].scores if metric == BITS_PER_BYTE[1])
         return sorted(
             task.removeprefix(SOURCE_PREFIX) for task in tasks if task.startswith(SOURCE_PREFIX)
         )
 
-    def grown_on(self, corpus: str) -> list[Growth]:
-        return [growth for growth in self.growths if growth.member.corpus == corpus]
+    def grown_on(self, corpus: str) -> list[History]:
+        return [history for history in self.histories if history.member.corpus == corpus]
 
 
 def gather(home: Path) -> Evidence:
@@ -94,9 +97,9 @@ def gather(home: Path) -> Evidence:
     _require_finished(home, record, members)
     stages = [stage for stage in record.stages if stage.kind != "report"]
     artifacts = {stage.name: _open_stage(home, stage) for stage in stages}
-    growths = [_grown(member, artifacts) for member in members]
-    _require_same_measures(growths)
-    return Evidence(record, artifacts, growths)
+    histories = [_history(member, artifacts) for member in members]
+    _require_same_measures(histories)
+    return Evidence(record, artifacts, histories)
 
 
 def fact(artifact: Artifact, *names: str) -> Any:
@@ -141,14 +144,14 @@ def _open_stage(home: Path, stage: StageRecord) -> Artifact:
     return artifact
 
 
-def _grown(member: Member, artifacts: Mapping[str, Artifact]) -> Growth:
+def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     artifact = artifacts[f"runs/{member.name}"]
     run = build(RunSettings, artifact.config, artifact.path)
-    updates = _updates(artifact.path / "metrics.jsonl", run)
-    checkpoints = [_checkpoint(artifact.path, step) for step in run.steps]
+    updates = _updates(artifact.path / METRICS, run)
+    checkpoints = [_checkpoint(artifact, step) for step in run.steps]
     _require_unbroken(artifact.path, checkpoints, updates)
     table = artifacts[f"scores/{member.name}"].path / "scores.parquet"
-    return Growth(member, run, updates, checkpoints, _scores(table, run))
+    return History(member, run, updates, checkpoints, _scores(table, run))
 
 
 def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
@@ -178,15 +181,22 @@ def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
     return updates
 
 
-def _checkpoint(run: Path, step: int) -> Checkpoint:
-    artifact = open_artifact(run / "steps" / f"step{step}", "checkpoint")
+def _checkpoint(run: Artifact, step: int) -> Checkpoint:
+    artifact = open_artifact(run.path / STEPS / f"step{step}", "checkpoint")
+    if artifact.inputs.get("run") != run.digest:
+        raise DataError(
+            "a checkpoint of another run",
+            where=artifact.path,
+            expected=run.digest,
+            found=artifact.inputs.get("run"),
+        )
     return Checkpoint(
         step=int(fact(artifact, "step")),
         tokens=int(fact(artifact, "tokens")),
         digest=artifact.digest,
-        parent=fact(artifact, "parent"),
+        parent=artifact.inputs.get("parent"),
         rows_digest=str(fact(artifact, "rows_digest")),
-        full_state=bool(fact(artifact, "full_state")),
+        full_state=(run.path / STATES / f"step{step}").is_dir(),
     )
 
 
@@ -217,7 +227,8 @@ def _scores(path: Path, run: RunSettings) -> dict[tuple[str, str], list[Score]]:
     rows = sorted(read_scores(path), key=lambda row: (row.task, row.metric, row.step))
     scores: dict[tuple[str, str], list[Score]] = {}
     for row in rows:
-        if not all(map(_is_finite, (row.value, row.low, row.high))) or row.member != run.member:
+        measured = (row.value, row.low, row.high) if row.n > 1 else (row.value,)
+        if not all(map(_is_finite, measured)) or row.member != run.member:
             raise EvaluationError(
                 "not a score of this member", where=path, expected=run.member, found=row
             )
@@ -244,8 +255,8 @@ def _require_equal(found: list[Any], expected: list[Any], what: str, path: Path)
         )
 
 
-def _require_same_measures(growths: Iterable[Growth]) -> None:
-    first, *others = growths
+def _require_same_measures(histories: Iterable[History]) -> None:
+    first, *others = histories
     for other in others:
         differing = sorted(first.scores.keys() ^ other.scores.keys())
         if differing:

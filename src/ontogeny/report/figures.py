@@ -30,7 +30,7 @@ from ontogeny.report.evidence import (
     BITS_PER_BYTE,
     LOG_PROBABILITY,
     SOURCE_PREFIX,
-    Growth,
+    History,
 )
 from ontogeny.shape import num_non_embedding
 from ontogeny.suite import Member
@@ -90,51 +90,60 @@ def looks(members: Sequence[Member]) -> dict[str, Look]:
     return found
 
 
-def held_out(growths: Sequence[Growth]) -> Figure:
+def held_out(histories: Sequence[History]) -> Figure:
     """Bits per byte of held-out text against tokens seen."""
     figure, axes = _single("bits per byte of held-out text")
-    _draw_scores(axes, growths, BITS_PER_BYTE)
+    _draw_scores(axes, histories, BITS_PER_BYTE)
     return _finished(figure, axes)
 
 
-def last_word_log_probability(growths: Sequence[Growth]) -> Figure:
+def last_word_log_probability(histories: Sequence[History]) -> Figure:
     """Mean natural log-probability of the last word of a passage against tokens seen."""
     figure, axes = _single("log-probability of the last word (nats)")
-    _draw_scores(axes, growths, LOG_PROBABILITY)
+    _draw_scores(axes, histories, LOG_PROBABILITY)
     return _finished(figure, axes)
 
 
-def last_word_accuracy(growths: Sequence[Growth]) -> Figure:
+def last_word_accuracy(histories: Sequence[History]) -> Figure:
     """Share of last words predicted exactly against tokens seen."""
     figure, axes = _single("last words predicted exactly")
-    _draw_scores(axes, growths, ACCURACY)
-    axes.set_ylim(bottom=0)
+    _draw_scores(axes, histories, ACCURACY)
+    axes.set_ylim(bottom=-0.015 * axes.get_ylim()[1])  # so that a line at zero is seen
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return _finished(figure, axes)
 
 
-def training_loss(growths: Sequence[Growth]) -> Figure:
-    """Smoothed training loss against tokens seen."""
+def training_loss(histories: Sequence[History]) -> Figure:
+    """Smoothed training loss of the model that had seen so many tokens."""
     figure, axes = _single("training loss (nats a token)")
-    first, last = _extent(growths)
-    for name, look in looks([growth.member for growth in growths]).items():
-        updates = next(growth.updates for growth in growths if growth.member.name == name)
-        tokens = np.array([row.tokens for row in updates])
-        loss = np.array([row.loss for row in updates])
-        x, y = smoothed(tokens, loss, np.geomspace(first, last, NUM_BINS + 1))
-        marked = look.marker if look.marker != MARKERS[0] else None
+    first, last = _extent(histories)
+    edges = np.geomspace(first, last, NUM_BINS + 1)
+    appearance = looks([history.member for history in histories])
+    for history in histories:
+        look = appearance[history.member.name]
+        # An update's loss is that of the model before it, so it belongs to the tokens seen by then.
+        seen = np.array([row.tokens - history.run.tokens_per_update for row in history.updates])
+        loss = np.array([row.loss for row in history.updates])
+        x, y = smoothed(seen[1:], loss[1:], edges)
         axes.plot(
-            x, y, color=look.colour, linestyle=look.dashes, marker=marked, ms=3, mew=0, label=name
+            [first / ZERO_GAP, *x],
+            [loss[0], *y],
+            color=look.colour,
+            linestyle=look.dashes,
+            marker=None if look.marker == MARKERS[0] else look.marker,
+            markersize=3,
+            markeredgewidth=0,
+            label=history.member.name,
         )
-    _token_axis(axes, first, last, has_zero=False)
+    _token_axis(axes, first, last)
     return _finished(figure, axes)
 
 
-def sources(growths: Sequence[Growth]) -> Figure:
+def sources(histories: Sequence[History]) -> Figure:
     """Bits per byte of each held-out source against tokens seen, one small panel a source."""
     measures = sorted(
         measure
-        for measure in growths[0].scores
+        for measure in histories[0].scores
         if measure[0].startswith(SOURCE_PREFIX) and measure[1] == BITS_PER_BYTE[1]
     )
     num_columns = min(3, len(measures))
@@ -143,7 +152,7 @@ def sources(growths: Sequence[Growth]) -> Figure:
     panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
     for panel, measure in zip(panels.flat, measures, strict=False):
         panel.set_title(measure[0].removeprefix(SOURCE_PREFIX))
-        _draw_scores(panel, growths, measure, small=True)
+        _draw_scores(panel, histories, measure, small=True)
     for panel in panels.flat[len(measures) :]:
         panel.set_visible(False)
     for panel in panels.flat[max(0, len(measures) - num_columns) : len(measures)]:
@@ -153,15 +162,15 @@ def sources(growths: Sequence[Growth]) -> Figure:
     return _finished(figure, panels.flat[0])
 
 
-def draw(function: Any, growths: Sequence[Growth], folder: Path, name: str) -> None:
+def draw(function: Any, histories: Sequence[History], folder: Path, name: str) -> None:
     """Draw a figure of this file and write it as `<name>.svg` and `<name>.png`.
 
-    The reader's own matplotlib settings play no part.
+    Members come from small to large. The reader's own matplotlib settings play no part.
     """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
-        figure: Figure = function(growths)
+        figure: Figure = function(sorted(histories, key=lambda history: _scale(history.member)))
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
 
@@ -204,12 +213,12 @@ def _finished(figure: Figure, axes: Any) -> Figure:
 
 
 def _draw_scores(
-    axes: Any, growths: Sequence[Growth], measure: Measure, *, small: bool = False
+    axes: Any, histories: Sequence[History], measure: Measure, *, small: bool = False
 ) -> None:
-    first, last = _extent(growths)
-    appearance: Mapping[str, Look] = looks([growth.member for growth in growths])
-    for growth in growths:
-        look, rows = appearance[growth.member.name], growth.scores[measure]
+    first, last = _extent(histories)
+    appearance: Mapping[str, Look] = looks([history.member for history in histories])
+    for history in histories:
+        look, rows = appearance[history.member.name], history.scores[measure]
         x = [row.tokens or first / ZERO_GAP for row in rows]
         low, high = [row.low for row in rows], [row.high for row in rows]
         axes.fill_between(x, low, high, color=look.colour, alpha=0.1, linewidth=0)
@@ -222,47 +231,45 @@ def _draw_scores(
             marker=look.marker,
             markersize=1.8 if small else 3.2,
             markeredgewidth=0,
-            label=growth.member.name,
+            label=history.member.name,
         )
-    _token_axis(axes, first, last, has_zero=True)
+    _token_axis(axes, first, last)
 
 
-def _extent(growths: Sequence[Growth]) -> tuple[int, int]:
+def _extent(histories: Sequence[History]) -> tuple[int, int]:
     """The first update's and the last token count of any member: one axis for all figures."""
-    first = min(growth.updates[0].tokens for growth in growths)
-    return first, max(growth.tokens for growth in growths)
+    first = min(history.updates[0].tokens for history in histories)
+    return first, max(history.tokens for history in histories)
 
 
-def _token_axis(axes: Any, first: int, last: int, *, has_zero: bool) -> None:
+def _token_axis(axes: Any, first: int, last: int) -> None:
     """A log axis; step 0, which it cannot hold, gets a place and a mark of its own at the left."""
     zero = first / ZERO_GAP
     axes.set_xscale("log")
-    axes.set_xlim((zero if has_zero else first) / 1.25, last * 1.12)
+    axes.set_xlim(zero / 1.25, last * 1.12)
     decades = [
         10.0**p for p in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
     ]
     ticks = decades if len(decades) > 1 else [first, last]
     if last > 1.8 * ticks[-1]:
         ticks = [*ticks, last]
-    axes.xaxis.set_major_locator(FixedLocator([zero, *ticks] if has_zero else ticks))
+    axes.xaxis.set_major_locator(FixedLocator([zero, *ticks]))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: "0" if value < first / 1.5 else short_count(value))
     )
     minor = [at for at in LogLocator(subs=range(2, 10)).tick_values(first, last) if at >= first]
     axes.xaxis.set_minor_locator(FixedLocator([at for at in minor if at <= last]))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    if has_zero:
-        broken = axes.get_xaxis_transform()
-        at = zero * math.sqrt(ZERO_GAP)
-        axes.plot(
-            [at],
-            [0],
-            marker=[(-1, -2), (1, 2)],
-            ms=7,
-            color="#888888",
-            transform=broken,
-            clip_on=False,
-        )
+    axes.plot(
+        [zero * math.sqrt(ZERO_GAP)],
+        [0],
+        marker=[(-1, -2), (1, 2)],
+        markersize=7,
+        color="#888888",
+        transform=axes.get_xaxis_transform(),
+        clip_on=False,
+        zorder=5,
+    )
 
 
 def _scale(member: Member) -> int:

@@ -194,7 +194,7 @@ def _amount(name: str, count: float) -> str:
         case "":
             return "once"
         case _:
-            return f"{count:g} {name}"
+            return f"{name}: {count:g}"
 
 
 def _inputs(inputs: Mapping[str, str], names: Mapping[str, str]) -> str:
@@ -214,7 +214,8 @@ def _write_group(lines: list[str], name: str, group: Mapping[str, Any]) -> None:
             lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
     for key, table in tables.items():
         inner = f"{name}{_toml_key(key)}"
-        lines += ["", f"[{inner}]"]
+        has_values = any(not isinstance(value, dict) for value in table.values())
+        lines += ["", f"[{inner}]"] if has_values else []
         _write_group(lines, f"{inner}.", table)
     for key, tables_in_row in rows.items():
         for row in tables_in_row:

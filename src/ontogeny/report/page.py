@@ -49,7 +49,7 @@ th { text-align: left; vertical-align: bottom; font-weight: 600; color: var(--so
   border-bottom: 1.5px solid var(--ink); padding: .3rem .9rem .35rem 0; }
 td { vertical-align: top; border-bottom: 1px solid var(--line); padding: .3rem .9rem .3rem 0; }
 th.right, td.right { text-align: right; }
-td.right { white-space: nowrap; }
+td.right, td:first-child { white-space: nowrap; }
 tr.total td { font-weight: 600; border-bottom-color: var(--ink); }
 td .interval { color: var(--soft); font-weight: 400; margin-left: .35em; }
 code, .digest { font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
@@ -61,8 +61,8 @@ details { margin: .5rem 0; } summary { cursor: pointer; }
 @media (max-width: 900px) {
   .frame { display: block; padding: 0 1rem 3rem; }
   nav { top: 0; background: var(--paper); border-bottom: 1px solid var(--line); z-index: 1;
-    display: flex; gap: 1rem; overflow-x: auto; white-space: nowrap; margin-bottom: 1.4rem; }
-  html { scroll-padding-top: 3rem; } body { font-size: 16px; } h1 { font-size: 1.7rem; }
+    display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .4rem 0; margin-bottom: 1.4rem; }
+  html { scroll-padding-top: 5rem; } body { font-size: 16px; } h1 { font-size: 1.7rem; }
 }
 @media print {
   body { font-size: 10.5pt; background: white; } nav { display: none; }
@@ -119,8 +119,9 @@ def figure(name: str, caption: str, *, table: str) -> Html:
         link(f"figures/{name}.png", "PNG"),
         link(f"tables/{table}.csv", "numbers"),
     )
-    forms = join(join((text(" · "), one)) for one in links)
-    return element("figure", image, element("figcaption", text(caption), forms), id=name)
+    forms = join((links[0], *(join((text(" · "), one)) for one in links[1:])))
+    below = element("figcaption", text(caption), Html("<br>"), forms)
+    return element("figure", image, below, id=name)
 
 
 def section(name: str, title: str, *children: Html) -> Html:

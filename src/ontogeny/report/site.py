@@ -16,7 +16,7 @@ from typing import Any
 from ontogeny.artifact import Artifact, writing
 from ontogeny.report import figures, origins, tables
 from ontogeny.report.control import compare, statement
-from ontogeny.report.evidence import Evidence, Growth, gather
+from ontogeny.report.evidence import Evidence, History, gather
 from ontogeny.report.page import (
     Html,
     document,
@@ -33,7 +33,7 @@ from ontogeny.report.tables import Table
 from ontogeny.suite import Record
 
 INTERVALS = "Bands are 95 % intervals over the items."
-FIGURES: dict[str, tuple[Callable[[Sequence[Growth]], Any], str, str]] = {
+FIGURES: dict[str, tuple[Callable[[Sequence[History]], Any], str, str]] = {
     "held-out": (
         figures.held_out,
         "scores",
@@ -54,8 +54,9 @@ FIGURES: dict[str, tuple[Callable[[Sequence[Growth]], Any], str, str]] = {
     "training-loss": (
         figures.training_loss,
         "updates",
-        f"Training loss, smoothed: the mean of the updates in each of {figures.NUM_BINS} equal "
-        "intervals of the log axis, so the first updates stand alone. The file holds every update.",
+        "Training loss of the model before each update, smoothed: the mean of the updates in each "
+        f"of {figures.NUM_BINS} equal intervals of the log axis, so that the first updates stand "
+        "alone. The file holds every update.",
     ),
     "sources": (
         figures.sources,
@@ -88,7 +89,7 @@ def build_report(home: Path, folder: Path) -> Artifact:
         for name in ("figures", "tables"):
             (draft.folder / name).mkdir()
         for name, (function, _, _) in FIGURES.items():
-            figures.draw(function, evidence.growths, draft.folder / "figures", name)
+            figures.draw(function, evidence.histories, draft.folder / "figures", name)
         page, written = _page(evidence)
         for one in written:
             tables.write_csv(one, draft.folder / "tables")
@@ -97,7 +98,7 @@ def build_report(home: Path, folder: Path) -> Artifact:
         toml = origins.suite_toml(record.suite)
         (draft.folder / "suite.toml").write_text(toml, encoding="utf-8")
         (draft.folder / "index.html").write_text(page, encoding="utf-8")
-        draft.facts |= {"figures": len(FIGURES), "members": len(evidence.growths)}
+        draft.facts |= {"figures": len(FIGURES), "members": len(evidence.histories)}
     assert draft.artifact is not None
     return draft.artifact
 
@@ -130,16 +131,16 @@ Show = Callable[[Table], Html]
 
 
 def _opening(evidence: Evidence) -> list[str]:
-    suite, growths = evidence.record.suite, evidence.growths
-    sizes = list(dict.fromkeys(growth.member.size for growth in growths))
-    most = max(growth.tokens for growth in growths)
+    suite, histories = evidence.record.suite, evidence.histories
+    sizes = list(dict.fromkeys(history.member.size for history in histories))
+    most = max(history.tokens for history in histories)
     return [
-        f"{len(growths)} GPT-NeoX language models, of {len(sizes)} sizes ({', '.join(sizes)}), "
+        f"{len(histories)} GPT-NeoX language models, of {len(sizes)} sizes ({', '.join(sizes)}), "
         f"grown side by side on up to {most:,} tokens of the {_and(evidence.corpora)} corpus "
         f"by the recipe “{suite.recipe}”.",
         "They share one vocabulary and, on each corpus, one order of the data; what differs "
         "between them is in the table of members and nowhere else.",
-        f"Each was saved at {_range(len(growth.checkpoints) for growth in growths)} steps and "
+        f"Each was saved at {_range(len(history.checkpoints) for history in histories)} steps and "
         "measured at every one, so growth can be read against the tokens seen.",
         "The digests by which all this can be checked are on this page.",
     ]
@@ -213,14 +214,14 @@ def _control(evidence: Evidence, show: Show) -> Html:
         )
     ]
     for corpus in evidence.corpora:
-        growths = evidence.grown_on(corpus)
-        comparisons = compare(growths)
+        histories = evidence.grown_on(corpus)
+        comparisons = compare(histories)
         is_equal = bool(comparisons) and all(comparison.is_equal for comparison in comparisons)
-        verdict = "equal" if is_equal and len(growths) > 1 else "different"
+        verdict = "equal" if is_equal and len(histories) > 1 else "different"
         parts += [
             element("h3", text(f"The {corpus} corpus")),
-            paragraph(statement(corpus, growths, comparisons), class_=f"proof {verdict}"),
-            show(tables.control(corpus, comparisons, growths)),
+            paragraph(statement(corpus, histories, comparisons), class_=f"proof {verdict}"),
+            show(tables.control(corpus, comparisons, histories)),
         ]
         if is_equal:
             last = next(iter(comparisons[-1].digests.values()))
@@ -234,10 +235,10 @@ def _lineage(evidence: Evidence, show: Show) -> Html:
     chains = [
         element(
             "details",
-            element("summary", text(_chain_summary(growth))),
-            show(tables.checkpoints([growth], f"checkpoints-{growth.member.name}")),
+            element("summary", text(_chain_summary(history))),
+            show(tables.checkpoints([history], f"checkpoints-{history.member.name}")),
         )
-        for growth in evidence.growths
+        for history in evidence.histories
     ]
     return section(
         "lineage",
@@ -254,11 +255,11 @@ def _lineage(evidence: Evidence, show: Show) -> Html:
     )
 
 
-def _chain_summary(growth: Growth) -> str:
-    num_full = sum(link.full_state for link in growth.checkpoints)
-    last = growth.checkpoints[-1]
+def _chain_summary(history: History) -> str:
+    num_full = sum(link.full_state for link in history.checkpoints)
+    last = history.checkpoints[-1]
     return (
-        f"{growth.member.name}: {len(growth.checkpoints)} checkpoints to step {last.step:,}, "
+        f"{history.member.name}: {len(history.checkpoints)} checkpoints to step {last.step:,}, "
         f"{num_full} with full training state"
     )
 

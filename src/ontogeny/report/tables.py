@@ -7,6 +7,7 @@ shown form what a reader needs. Not here: HTML (`page.py`), what the numbers mea
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 from ontogeny.digest import SHORT
 from ontogeny.report.control import Comparison
-from ontogeny.report.evidence import ACCURACY, BITS_PER_BYTE, LOG_PROBABILITY, Evidence, Growth
+from ontogeny.report.evidence import ACCURACY, BITS_PER_BYTE, LOG_PROBABILITY, Evidence, History
 from ontogeny.results import Score
 
 Form = Literal["text", "count", "number", "percent", "interval", "digest", "yes", "verdict"]
@@ -22,7 +23,7 @@ Form = Literal["text", "count", "number", "percent", "interval", "digest", "yes"
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value and the bounds of its 95 % interval."""
+    """A value and the bounds of its 95 % interval, NaN where one item leaves none to state."""
 
     value: float
     low: float
@@ -75,8 +76,7 @@ def shown(column: Column, value: Any) -> str:
         case "percent":
             return f"{value:.1%}"
         case "interval":
-            spec = column.spec
-            return f"{value.value:{spec}} [{value.low:{spec}}, {value.high:{spec}}]"
+            return _shown_interval(value, column.spec)
         case "digest":
             return str(value)[:SHORT]
         case "yes":
@@ -126,14 +126,17 @@ def summary(evidence: Evidence) -> Table:
     ]
     rows = [
         [
-            growth.member.name,
-            growth.run.shape.num_non_embedding,
-            growth.run.shape.num_parameters,
-            growth.tokens,
-            len(growth.checkpoints),
-            *(_interval(growth.final(task)) for task in (BITS_PER_BYTE, LOG_PROBABILITY, ACCURACY)),
+            history.member.name,
+            history.run.shape.num_non_embedding,
+            history.run.shape.num_parameters,
+            history.tokens,
+            len(history.checkpoints),
+            *(
+                _interval(history.final(task))
+                for task in (BITS_PER_BYTE, LOG_PROBABILITY, ACCURACY)
+            ),
         ]
-        for growth in evidence.growths
+        for history in evidence.histories
     ]
     return Table("summary", columns, rows)
 
@@ -152,12 +155,12 @@ def members(evidence: Evidence) -> Table:
         Column("rows per update", "count"),
         Column("tokens per update", "count"),
         Column("updates", "count"),
-        Column("init seed", "text"),
-        Column("order seed", "text"),
+        Column("init seed", "number"),
+        Column("order seed", "number"),
         Column("training FLOPs", "number", ".2e"),
     ]
     seed = evidence.record.suite.order.seed
-    return Table("members", columns, [_member_row(growth, seed) for growth in evidence.growths])
+    return Table("members", columns, [_member_row(history, seed) for history in evidence.histories])
 
 
 def scores(evidence: Evidence) -> Table:
@@ -166,8 +169,8 @@ def scores(evidence: Evidence) -> Table:
     columns += [Column("value", "interval"), Column("items", "count")]
     rows = [
         (row.member, row.step, row.tokens, row.task, row.metric, _interval(row), row.n)
-        for growth in evidence.growths
-        for measure in growth.scores.values()
+        for history in evidence.histories
+        for measure in history.scores.values()
         for row in measure
     ]
     return Table("scores", columns, rows)
@@ -178,7 +181,7 @@ def updates(evidence: Evidence) -> Table:
     names = ("member", "update", "tokens", "loss", "learning rate", "gradient norm", "rows digest")
     rows = [
         (
-            growth.member.name,
+            history.member.name,
             row.update,
             row.tokens,
             row.loss,
@@ -186,15 +189,15 @@ def updates(evidence: Evidence) -> Table:
             row.gradient_norm,
             row.rows_digest,
         )
-        for growth in evidence.growths
-        for row in growth.updates
+        for history in evidence.histories
+        for row in history.updates
     ]
     return Table("updates", [Column(name) for name in names], rows)
 
 
-def control(corpus: str, comparisons: Sequence[Comparison], growths: Sequence[Growth]) -> Table:
+def control(corpus: str, comparisons: Sequence[Comparison], histories: Sequence[History]) -> Table:
     """The rolling row digest of each member of a corpus at equal tokens, and the verdict."""
-    names = [growth.member.name for growth in growths]
+    names = [history.member.name for history in histories]
     columns = [
         Column("tokens", "count"),
         *(Column(name, "digest") for name in names),
@@ -207,7 +210,7 @@ def control(corpus: str, comparisons: Sequence[Comparison], growths: Sequence[Gr
     return Table(f"control-{corpus}", columns, rows)
 
 
-def checkpoints(growths: Iterable[Growth], name: str) -> Table:
+def checkpoints(histories: Iterable[History], name: str) -> Table:
     """The chains of checkpoints: each names the one it grew from."""
     columns = [
         Column("member"),
@@ -220,7 +223,7 @@ def checkpoints(growths: Iterable[Growth], name: str) -> Table:
     ]
     rows = [
         (
-            growth.member.name,
+            history.member.name,
             link.step,
             link.tokens,
             link.digest,
@@ -228,30 +231,36 @@ def checkpoints(growths: Iterable[Growth], name: str) -> Table:
             link.rows_digest,
             link.full_state,
         )
-        for growth in growths
-        for link in growth.checkpoints
+        for history in histories
+        for link in history.checkpoints
     ]
     return Table(name, columns, rows)
 
 
-def _member_row(growth: Growth, order_seed: int) -> list[Any]:
-    run, shape = growth.run, growth.run.shape
+def _member_row(history: History, order_seed: int) -> list[Any]:
+    run, shape = history.run, history.run.shape
     return [
-        growth.member.name,
-        growth.member.size,
-        growth.member.corpus,
+        history.member.name,
+        history.member.size,
+        history.member.corpus,
         shape.num_layers,
         shape.hidden_size,
         shape.num_heads,
         shape.head_size,
-        growth.member.learning_rate,
+        history.member.learning_rate,
         run.training.rows_per_update,
         run.tokens_per_update,
         run.num_updates,
         run.init_seed,
         order_seed,
-        shape.flops_per_token * growth.tokens,
+        shape.flops_per_token * history.tokens,
     ]
+
+
+def _shown_interval(interval: Interval, spec: str) -> str:
+    if math.isnan(interval.low):
+        return f"{interval.value:{spec}} [one item]"
+    return f"{interval.value:{spec}} [{interval.low:{spec}}, {interval.high:{spec}}]"
 
 
 def _interval(score: Score) -> Interval:
@@ -264,7 +273,8 @@ def _number(value: Any) -> float:
 
 def _csv_cells(column: Column, value: Any) -> list[Any]:
     if isinstance(value, Interval):
-        return [value.value, value.low, value.high]
+        bounds = (value.low, value.high)
+        return [value.value, *("" if math.isnan(bound) else bound for bound in bounds)]
     if value is None:
         return [""]
     if column.form == "verdict":
