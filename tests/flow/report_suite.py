@@ -17,7 +17,15 @@ from ontogeny.artifact import Artifact, writing
 from ontogeny.config import build
 from ontogeny.digest import digest_json
 from ontogeny.results import Score, UpdateMetrics, write_scores
-from ontogeny.suite import Member, Record, RunSettings, StageRecord, Suite, write_record
+from ontogeny.suite import (
+    Member,
+    Record,
+    RunSettings,
+    StageRecord,
+    Suite,
+    read_record,
+    write_record,
+)
 
 SOURCES = ("books", "code", "encyclopedia", "legal", "manuals", "speeches")
 VOCABULARY = 4096
@@ -168,6 +176,16 @@ def scores(member: Member, run: RunSettings) -> list[Score]:
             high = value + margin
             rows.append(Score(member.name, step, tokens, task, metric, value, low, high, n))
     return rows
+
+
+def rename_digest(home: Path, name: str, digest: str) -> None:
+    """Let the record name another artifact for a stage."""
+    record = read_record(home)
+    stages = [
+        stage.model_copy(update={"digest": digest} if stage.name == name else {})
+        for stage in record.stages
+    ]
+    write_record(home, Record(suite=record.suite, stages=tuple(stages)))
 
 
 class _Stages:

@@ -74,14 +74,6 @@ class Evidence:
         """The corpora members grew on, in the order of the table."""
         return list(dict.fromkeys(history.member.corpus for history in self.histories))
 
-    @property
-    def sources(self) -> list[str]:
-        """The held-out sources that were scored one by one."""
-        tasks = (task for task, metric in self.histories[0].scores if metric == BITS_PER_BYTE[1])
-        return sorted(
-            task.removeprefix(SOURCE_PREFIX) for task in tasks if task.startswith(SOURCE_PREFIX)
-        )
-
     def grown_on(self, corpus: str) -> list[History]:
         return [history for history in self.histories if history.member.corpus == corpus]
 
@@ -241,6 +233,8 @@ def _scores(path: Path, run: RunSettings) -> dict[tuple[str, str], list[Score]]:
     for task, metric in (BITS_PER_BYTE, LOG_PROBABILITY, ACCURACY):
         if (task, metric) not in scores:
             raise EvaluationError(f"no score of task {task}, metric {metric}", where=path)
+    if not any(task.startswith(SOURCE_PREFIX) for task, _ in scores):
+        raise EvaluationError("no score of any held-out source", where=path)
     return scores
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ontogeny.artifact import Artifact, writing
 from ontogeny.report import figures, origins, tables
-from ontogeny.report.control import compare, statement
+from ontogeny.report.control import Comparison, compare, statement
 from ontogeny.report.evidence import Evidence, History, gather
 from ontogeny.report.page import (
     Html,
@@ -84,13 +84,13 @@ def build_report(home: Path, folder: Path) -> Artifact:
     """
     evidence = gather(home)
     record = evidence.record
+    page, written = _page(evidence)
     inputs, config = report_inputs(record), report_config(record)
     with writing(folder, "report", config=config, inputs=inputs) as draft:
         for name in ("figures", "tables"):
             (draft.folder / name).mkdir()
         for name, (function, _, _) in FIGURES.items():
             figures.draw(function, evidence.histories, draft.folder / "figures", name)
-        page, written = _page(evidence)
         for one in written:
             tables.write_csv(one, draft.folder / "tables")
         truth = json.dumps(origins.truths(evidence), indent=1, ensure_ascii=False)
@@ -135,7 +135,8 @@ def _opening(evidence: Evidence) -> list[str]:
     sizes = list(dict.fromkeys(history.member.size for history in histories))
     most = max(history.tokens for history in histories)
     return [
-        f"{len(histories)} GPT-NeoX language models, of {len(sizes)} sizes ({', '.join(sizes)}), "
+        f"{_count(histories, 'GPT-NeoX language model')} of {_count(sizes, 'size')} "
+        f"({', '.join(sizes)}), "
         f"grown side by side on up to {most:,} tokens of the {_and(evidence.corpora)} corpus "
         f"by the recipe “{suite.recipe}”.",
         "They share one vocabulary and, on each corpus, one order of the data; what differs "
@@ -216,19 +217,25 @@ def _control(evidence: Evidence, show: Show) -> Html:
     for corpus in evidence.corpora:
         histories = evidence.grown_on(corpus)
         comparisons = compare(histories)
-        is_equal = bool(comparisons) and all(comparison.is_equal for comparison in comparisons)
-        verdict = "equal" if is_equal and len(histories) > 1 else "different"
+        verdict = _verdict(comparisons)
         parts += [
             element("h3", text(f"The {corpus} corpus")),
             paragraph(statement(corpus, histories, comparisons), class_=f"proof {verdict}"),
             show(tables.control(corpus, comparisons, histories)),
         ]
-        if is_equal:
+        if verdict == "equal":
             last = next(iter(comparisons[-1].digests.values()))
             code = element("code", text(last), class_="long")
             said = text(f"After {comparisons[-1].tokens:,} tokens, in full: ")
             parts.append(element("p", said, code))
     return section("proof-of-control", "Proof of control", *parts)
+
+
+def _verdict(comparisons: Sequence[Comparison]) -> str:
+    """The style of a statement: equal, different, or plain where nothing is compared."""
+    if not comparisons or len(comparisons[0].digests) == 1:
+        return ""
+    return "equal" if all(one.is_equal for one in comparisons) else "different"
 
 
 def _lineage(evidence: Evidence, show: Show) -> Html:
@@ -314,6 +321,10 @@ def _promise(evidence: Evidence) -> list[str]:
 
 def _note(words: str) -> Html:
     return paragraph(words, class_="note")
+
+
+def _count(things: Sequence[Any], noun: str) -> str:
+    return f"{len(things)} {noun}" + "s" * (len(things) != 1)
 
 
 def _and(names: Sequence[str]) -> str:

@@ -1,0 +1,206 @@
+"""What the report refuses, each with its reason, and what it accepts although it is unusual."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from report_suite import grow, rename_digest, suite
+
+from ontogeny.artifact import open_artifact, writing
+from ontogeny.errors import ConfigError, DataError, EvaluationError
+from ontogeny.report import origins
+from ontogeny.report.evidence import gather
+from ontogeny.report.site import build_report
+from ontogeny.report.tables import summary_rows
+from ontogeny.results import Score, read_scores, write_scores
+from ontogeny.suite import PlantedSettings, Record, TextSettings, read_record, write_record
+from ontogeny.text.corpus import build_text
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("report") / "suite"
+    grow(home, suite())
+    return home
+
+
+@pytest.fixture
+def home(grown: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy to spoil; whatever is spoilt, no report and no trace of one may be left."""
+    copy = tmp_path / "suite"
+    shutil.copytree(grown, copy)
+    yield copy
+    assert not list(copy.glob("*report*"))
+
+
+def test_unfinished_suite_is_refused_with_what_is_missing(home: Path) -> None:
+    record = read_record(home)
+    left = [s for s in record.stages if s.name not in ("runs/3m", "scores/3m", "scores/1m")]
+    write_record(home, Record(suite=record.suite, stages=tuple(left)))
+    with pytest.raises(EvaluationError, match=r"missing scores/1m, runs/3m, scores/3m; try: onto"):
+        build_report(home, home / "report")
+
+
+def test_folder_without_a_suite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not the folder of a suite"):
+        build_report(tmp_path, tmp_path / "report")
+
+
+def test_short_metrics_are_refused(home: Path) -> None:
+    path = home / "runs" / "1m" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        EvaluationError, match="the run is not finished; expected 20 updates; found"
+    ):
+        build_report(home, home / "report")
+    path.unlink()
+    with pytest.raises(EvaluationError, match="no metrics"):
+        build_report(home, home / "report")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("loss", float("nan"), "the loss of update 3 is not a number"),
+        ("loss", "low", "the loss of update 3 is not a number"),
+        ("tokens", 5, "update 3 miscounts its tokens; expected 8192; found 5"),
+        ("rows_digest", "0" * 64, "step4 and metrics.jsonl disagree on the rows consumed"),
+    ],
+)
+def test_metrics_that_cannot_be_are_refused(
+    home: Path, key: str, value: object, message: str
+) -> None:
+    path = home / "runs" / "1m" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[3][key] = value
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises((EvaluationError, DataError), match=message):
+        build_report(home, home / "report")
+
+
+def test_missing_checkpoint_is_refused(home: Path) -> None:
+    shutil.rmtree(home / "runs" / "1m" / "steps" / "step2")
+    with pytest.raises(DataError, match=r"step2: not an artifact"):
+        build_report(home, home / "report")
+
+
+@pytest.mark.parametrize(
+    ("role", "message"),
+    [
+        ("parent", "step2 does not name step1 as its parent"),
+        ("run", "step2: a checkpoint of another run"),
+    ],
+)
+def test_checkpoint_with_another_origin_is_refused(home: Path, role: str, message: str) -> None:
+    path = home / "runs" / "1m" / "steps" / "step2"
+    found = open_artifact(path)
+    shutil.rmtree(path)
+    inputs = dict(found.inputs) | {role: "0" * 64}
+    with writing(path, "checkpoint", config=found.config, inputs=inputs) as draft:
+        draft.facts |= found.facts
+    with pytest.raises(DataError, match=message):
+        build_report(home, home / "report")
+
+
+def replace_scores(home: Path, member: str, rows: list[Score]) -> None:
+    """Put other scores in place of a member's, and in the record."""
+    path = home / "scores" / member
+    found = open_artifact(path)
+    shutil.rmtree(path)
+    with writing(path, "scores", config=found.config, inputs=found.inputs) as draft:
+        write_scores(draft.folder / "scores.parquet", rows)
+    assert draft.artifact is not None
+    rename_digest(home, f"scores/{member}", draft.artifact.digest)
+
+
+@pytest.mark.parametrize(
+    ("task", "step", "message"),
+    [
+        ("last-word", 4, "last-word accuracy is not scored once at every checkpoint"),
+        ("last-word", None, "no score of task last-word, metric log_probability"),
+        ("held-out/code", None, "not scored on the same tasks; found held-out/code bits_per_byte"),
+    ],
+)
+def test_missing_scores_are_refused(home: Path, task: str, step: int | None, message: str) -> None:
+    rows = read_scores(home / "scores" / "3m" / "scores.parquet")
+    left = [row for row in rows if row.task != task or (step is not None and row.step != step)]
+    replace_scores(home, "3m", left)
+    with pytest.raises(EvaluationError, match=message):
+        build_report(home, home / "report")
+
+
+def test_score_that_is_no_number_is_refused(home: Path) -> None:
+    rows = read_scores(home / "scores" / "3m" / "scores.parquet")
+    first = rows[0]
+    infinite = Score(first.member, first.step, first.tokens, *(first.task, first.metric),
+                     float("inf"), first.low, first.high, first.n)  # fmt: skip
+    replace_scores(home, "3m", [infinite, *rows[1:]])
+    with pytest.raises(EvaluationError, match="not a score of this member"):
+        build_report(home, home / "report")
+
+
+def test_single_item_has_no_interval(home: Path) -> None:
+    nan = float("nan")
+    rows = [
+        Score(s.member, s.step, s.tokens, s.task, s.metric, s.value, nan, nan, 1)
+        if s.task == "last-word"
+        else s
+        for s in read_scores(home / "scores" / "3m" / "scores.parquet")
+    ]
+    replace_scores(home, "3m", rows)
+    header, summary = summary_rows(gather(home))
+    shown = {row[0]: row[header.index("last word: accuracy")] for row in summary}
+    assert shown["3m"].endswith("% [one item]")
+
+
+def test_artifact_that_is_not_the_recorded_one_is_refused(home: Path) -> None:
+    rename_digest(home, "stores/standard", "0" * 64)
+    with pytest.raises(DataError, match="not the artifact that the record names for stores/standa"):
+        build_report(home, home / "report")
+
+
+@pytest.mark.parametrize(
+    ("stage", "fact", "message"),
+    [
+        ("text", "planted", "the manifest lacks the fact 'planted'"),
+        ("text", "removed", "the manifest lacks the fact 'removed'"),
+        ("stores/deduped", "sources", "the manifest lacks the fact 'sources'"),
+        ("stores/deduped", "num_tokens", "the manifest lacks the fact 'num_tokens'"),
+    ],
+)
+def test_missing_fact_is_refused(home: Path, stage: str, fact: str, message: str) -> None:
+    path = home / stage
+    found = open_artifact(path)
+    shutil.rmtree(path)
+    with writing(path, found.kind, config=found.config, inputs=found.inputs) as draft:
+        draft.facts |= {name: value for name, value in found.facts.items() if name != fact}
+    assert draft.artifact is not None
+    rename_digest(home, stage, draft.artifact.digest)
+    with pytest.raises(DataError, match=message):
+        build_report(home, home / "report")
+
+
+def test_text_as_the_text_stage_writes_it_is_told(home: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    for work in range(20):
+        (texts / "essays").mkdir(parents=True, exist_ok=True)
+        (texts / "essays" / f"{work}.txt").write_text(f"Essay {work % 15} on small things.\n" * 9)
+    planted = PlantedSettings(canary_copies=(3,), relation_mentions=(2,))
+    settings = TextSettings(path="texts", planted=planted, held_out=0.1)
+    shutil.rmtree(home / "text")
+    text = build_text(settings, home / "text", cache=None, base=tmp_path)
+    rename_digest(home, "text", text.digest)
+    evidence = gather(home)
+    removed = {(row[0], row[1]): row for row in origins.removed(evidence).rows}
+    assert removed["duplicate", "planted"][2] == 4 * 2
+    assert {row[0] for row in origins.planted(evidence).rows} == {
+        "canary",
+        "relation",
+        "occupation",
+    }
+    assert ("canary", "copies: 3", 4, 12, 4) in origins.planted(evidence).rows
+    assert origins.licences(evidence).rows == []
