@@ -1,0 +1,187 @@
+"""The Hugging Face layout of a model, both ways: `config.json` and `model.safetensors`.
+
+`transformers` reads what `save` writes, and `load` reads what `transformers` writes and what hubs
+hold for GPT-NeoX (old and new spellings, whole or sharded safetensors). Files always say
+`gpt_neox.` before every name but `embed_out.weight`. Not here: pickled `.bin` files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ontogeny.errors import CheckpointError
+from ontogeny.model.neox import NeoX
+from ontogeny.shape import Activation, Shape
+
+CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
+# Buffers that old files carry beside the parameters; the model computes them.
+BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+
+
+def save(model: NeoX, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the model into an existing folder, cast to `dtype` if one is given."""
+    weights = {
+        to_file_name(name): tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    config = config_of(model.shape, next(iter(weights.values())).dtype)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def load(folder: Path) -> NeoX:
+    """The model a folder holds, in the dtype of its files, on the CPU.
+
+    Called on int64 tokens [batch, time] it returns logits [batch, time, vocab]. Raises
+    CheckpointError for a file, key or tensor that is missing, damaged or of another shape.
+    """
+    shape = shape_of(read_config(folder))
+    with torch.device("meta"):
+        model = NeoX(shape)
+    weights = read_weights(folder)
+    expected = {to_file_name(name): tensor for name, tensor in model.state_dict().items()}
+    check_tensors(expected, weights, folder)
+    model.load_state_dict(
+        {from_file_name(name): weights[name] for name in expected}, assign=True, strict=True
+    )
+    return model.requires_grad_(True)
+
+
+def to_file_name(name: str) -> str:
+    """The name files give to a parameter of `NeoX`."""
+    return name if name == "embed_out.weight" else f"gpt_neox.{name}"
+
+
+def from_file_name(name: str) -> str:
+    """The parameter of `NeoX` that files call `name`."""
+    return name.removeprefix("gpt_neox.")
+
+
+def config_of(shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
+    """The `config.json` of a shape, in the spelling every version of transformers reads."""
+    hidden_act = next(act for act, ours in ACTIVATIONS.items() if ours == shape.activation)
+    config: dict[str, Any] = {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "attention_bias": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_act": hidden_act,
+        "hidden_size": shape.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": 4 * shape.hidden_size,
+        "layer_norm_eps": shape.layer_norm_eps,
+        "max_position_embeddings": shape.context_length,
+        "num_attention_heads": shape.num_heads,
+        "num_hidden_layers": shape.num_layers,
+        "rotary_emb_base": shape.rotary_base,
+        "rotary_pct": shape.rotary_fraction,
+        "tie_word_embeddings": False,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "use_cache": True,
+        "use_parallel_residual": True,
+        "vocab_size": shape.vocab_size,
+    }
+    if shape.rotary_tables != "float32":
+        config["rotary_tables"] = shape.rotary_tables  # ours; transformers computes in float32
+    return config
+
+
+def shape_of(config: Mapping[str, Any], where: object = CONFIG) -> Shape:
+    """The shape a `config.json` describes, in either spelling of its rotary settings.
+
+    Raises CheckpointError for what `NeoX` does not compute.
+    """
+    rope = config.get("rope_parameters") or {}
+    fixed = {"model_type": "gpt_neox", "use_parallel_residual": True, "tie_word_embeddings": False}
+    for key, value in fixed.items():
+        if config.get(key, value) != value:
+            raise CheckpointError(f"{key} is not supported", where=where, expected=value,
+                                  found=config[key])  # fmt: skip
+    try:
+        if config["intermediate_size"] != 4 * config["hidden_size"]:
+            raise CheckpointError("intermediate_size must be 4 times hidden_size", where=where)
+        return Shape(
+            num_layers=config["num_hidden_layers"],
+            hidden_size=config["hidden_size"],
+            num_heads=config["num_attention_heads"],
+            vocab_size=config["vocab_size"],
+            context_length=config["max_position_embeddings"],
+            activation=ACTIVATIONS[config.get("hidden_act", "gelu")],
+            rotary_tables=config.get("rotary_tables", "float32"),
+            rotary_fraction=config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25)),
+            rotary_base=float(config.get("rotary_emb_base", rope.get("rope_theta", 10000))),
+            layer_norm_eps=config.get("layer_norm_eps", 1e-5),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"missing or unknown {error}", where=where) from error
+    except (ValidationError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"not a GPT-NeoX configuration ({error})", where=where) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The JSON object in a folder's `config.json`."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"unreadable {CONFIG} ({error})", where=folder) from error
+    if not isinstance(config, dict):
+        raise CheckpointError("not a JSON object", where=path)
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder's safetensors file or shards, by its name in the files."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"unreadable weights ({error})", where=path) from error
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(BUFFERS)}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the whole one, or the shards its index names."""
+    if (folder / SHARDS).is_file():
+        index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+    if not (folder / WEIGHTS).is_file():
+        raise CheckpointError("no weights", where=folder, expected=f"{WEIGHTS} or {SHARDS}")
+    return [folder / WEIGHTS]
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: object
+) -> None:
+    """Raise CheckpointError unless the names and shapes of two sets of tensors agree."""
+    for name, tensor in expected.items():
+        if name not in found:
+            raise CheckpointError(f"missing tensor {name}", where=where)
+        if found[name].shape != tensor.shape:
+            raise CheckpointError(
+                f"tensor {name} has another shape",
+                where=where,
+                expected=list(tensor.shape),
+                found=list(found[name].shape),
+            )
+    unknown = sorted(found.keys() - expected.keys())
+    if unknown:
+        raise CheckpointError(f"unknown tensor {unknown[0]}", where=where)

@@ -1,0 +1,89 @@
+"""Cross-entropy of a linear map's outputs without ever holding them all.
+
+The logits of a 50k vocabulary are by far the largest tensor of a small model. Here they exist for
+a few rows at a time, in the dtype of the arithmetic, and in float32 only for a cache-sized strip;
+the gradient is formed on the way, so the backward pass has nothing left to multiply.
+
+Shapes: N tokens, W width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 256 << 20  # of logits held at once, in the dtype of the arithmetic
+STRIP_BYTES = 4 << 20  # of float32 logits held at once
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood of int64 targets [N] under hidden [N, W] times weight [V, W].
+
+    A scalar in float32, over all V columns; gradients flow to `hidden` and `weight`, in their
+    own dtypes. Source: the loss of GPT-NeoX (float32 softmax, mean over the tokens).
+    """
+    if torch.is_grad_enabled():
+        return LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
+    return -log_likelihoods(hidden, weight, targets).mean()
+
+
+def log_likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The log-likelihood [N], float32, of each target; no gradient."""
+    with torch.no_grad():
+        matrix = weight.to(hidden.dtype)
+        result = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        for rows in chunks(len(targets), matrix.shape[0] * matrix.itemsize, CHUNK_BYTES):
+            logits = hidden[rows] @ matrix.T
+            result[rows] = _softmax_in_place(logits, targets[rows], gradient_scale=None)
+        return result
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Loss and both gradients in one sweep over the tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        matrix = weight.to(hidden.dtype)
+        count = len(targets)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight)
+        for rows in chunks(count, matrix.shape[0] * matrix.itemsize, CHUNK_BYTES):
+            logits = hidden[rows] @ matrix.T  # [chunk, V]
+            found = _softmax_in_place(logits, targets[rows], gradient_scale=1 / count)
+            total -= found.sum(dtype=torch.float64)
+            torch.mm(logits, matrix, out=d_hidden[rows])
+            d_weight += logits.T @ hidden[rows]
+        ctx.save_for_backward(d_hidden, d_weight)
+        return (total / count).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None
+
+
+def chunks(count: int, row_bytes: int, limit: int) -> list[slice]:
+    """Equal slices of `count` rows, as few as keep a slice's bytes under `limit`."""
+    size = max(1, limit // row_bytes)
+    number = -(-count // size)
+    size = -(-count // number) if number else 1
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _softmax_in_place(logits: Tensor, targets: Tensor, gradient_scale: float | None) -> Tensor:
+    """Log-likelihoods [N] of targets; with a scale, logits become its times (softmax - one-hot)."""
+    result = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
+    for rows in chunks(len(targets), logits.shape[1] * 4, STRIP_BYTES):
+        strip, target = logits[rows].float(), targets[rows, None]
+        chosen = strip.gather(1, target)
+        highest, where = strip.max(dim=1, keepdim=True)
+        p = torch.softmax(strip, dim=1)
+        # log-sum-exp, through the largest probability: that one never underflows.
+        result[rows] = (chosen - highest + p.gather(1, where).log()).squeeze(1)
+        if gradient_scale is not None:
+            p.scatter_add_(1, target, torch.full_like(chosen, -1.0))
+            logits[rows] = p.mul_(gradient_scale)
+    return result

@@ -1,0 +1,133 @@
+"""GPT-NeoX, read top to bottom: partial rotary, parallel residual, untied embeddings, fused QKV.
+
+Int tokens in, logits out; one device, no word about ranks. Weights may be kept in float32 while
+the arithmetic runs in another dtype: every matrix is cast to the dtype of what it multiplies.
+Source: Black et al. 2022 (GPT-NeoX-20B), section 2; parameter names as in Hugging Face's
+`GPTNeoXForCausalLM`. Not here: initialisation (`init.py`), the loss (`loss.py`).
+
+Shapes: B batch, T time, W width, H heads, D head size, R rotary size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ontogeny.model.attention import causal_attention
+from ontogeny.shape import Shape
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # what the arithmetic may run in
+
+
+class Linear(nn.Linear):
+    """A linear map whose weights follow the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm whose weights follow the dtype of its input; statistics are float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; the first R dimensions of each query and key rotate."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.num_heads = shape.num_heads
+        self.query_key_value = Linear(shape.hidden_size, 3 * shape.hidden_size)
+        self.dense = Linear(shape.hidden_size, shape.hidden_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, -1))  # [B, T, H, 3D]
+        q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D] each
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        heads = causal_attention(q, k, v).transpose(1, 2)  # [B, T, H, D]
+        return self.dense(heads.flatten(2))
+
+
+class MLP(nn.Module):
+    """Two linear maps, four times as wide between them."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.activation = partial(
+            F.gelu, approximate="tanh" if shape.activation == "gelu_tanh" else "none"
+        )
+        self.dense_h_to_4h = Linear(shape.hidden_size, 4 * shape.hidden_size)
+        self.dense_4h_to_h = Linear(4 * shape.hidden_size, shape.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
+
+
+class Block(nn.Module):
+    """Attention and MLP side by side: both read the block's input, each through its own norm."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.input_layernorm = LayerNorm(shape.hidden_size, shape.layer_norm_eps)
+        self.post_attention_layernorm = LayerNorm(shape.hidden_size, shape.layer_norm_eps)
+        self.attention = Attention(shape)
+        self.mlp = MLP(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        attention = self.attention(self.input_layernorm(x), cos, sin)
+        return x + (attention + self.mlp(self.post_attention_layernorm(x)))
+
+
+class NeoX(nn.Module):
+    """The whole model."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.embed_in = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.final_layer_norm = LayerNorm(shape.hidden_size, shape.layer_norm_eps)
+        self.embed_out = Linear(shape.hidden_size, shape.vocab_size, bias=False)
+
+    def forward(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Logits [B, T, V] of the next token for int tokens [B, T], computed in `dtype`."""
+        return self.embed_out(self.hidden(tokens, dtype))
+
+    def hidden(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What the output embedding multiplies: [B, T, W] in `dtype`, after the last norm."""
+        cos, sin = rotary_tables(self.shape, tokens.shape[1], dtype, tokens.device)
+        x = self.embed_in(tokens).to(dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.final_layer_norm(x)
+
+
+def rotary_tables(
+    shape: Shape, time: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, R] of position times frequency, in `dtype`; the halves repeat.
+
+    With `shape.rotary_tables == "compute"` positions, frequencies and angles are rounded to
+    `dtype` first, as GPT-NeoX does, which at half precision is visible at large positions.
+    """
+    exponents = torch.arange(0, shape.rotary_size, 2, device=device).float() / shape.rotary_size
+    rounded = dtype if shape.rotary_tables == "compute" else torch.float32
+    frequencies = (1.0 / shape.rotary_base**exponents).to(rounded)
+    positions = torch.arange(time, device=device).to(rounded)
+    angles = (positions[:, None] * frequencies).repeat(1, 2).float()
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R of the last dimension of x [B, H, T, D] in planes (j, j + R/2)."""
+    size = cos.shape[-1]
+    first, second = x[..., : size // 2], x[..., size // 2 : size]
+    turned = torch.cat((-second, first), dim=-1)
+    return torch.cat((x[..., :size] * cos + turned * sin, x[..., size:]), dim=-1)
