@@ -1,0 +1,212 @@
+"""Step folders: the state of a run after N updates, with its proof.
+
+`steps/step512/` is a checkpoint: the weights in the Hugging Face layout, and a manifest with the
+digest of every tensor, of the rows consumed so far and of the checkpoint before it.
+`states/step512/` is what a run needs besides to go on from there: the optimizer's state, and the
+weights where no checkpoint keeps them. A state can be removed; no checkpoint's identity knows it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ontogeny import artifact
+from ontogeny.artifact import Artifact, open_artifact
+from ontogeny.digest import digest_bytes
+from ontogeny.errors import CheckpointError
+from ontogeny.model import hf
+from ontogeny.model.neox import NeoX
+
+STEPS, STATES = "steps", "states"
+OPTIMIZER = "optimizer.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come: updates done, tokens consumed, the digest of all rows consumed."""
+
+    step: int
+    tokens: int
+    rows_digest: str
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / STEPS / f"step{step}"
+
+
+def state_folder(run: Path, step: int) -> Path:
+    return run / STATES / f"step{step}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """The steps a run holds checkpoints of, ascending."""
+    return _numbers(run / STEPS)
+
+
+def list_states(run: Path) -> list[int]:
+    """The steps a run can start from, ascending."""
+    return _numbers(run / STATES)
+
+
+def save_checkpoint(
+    run: Artifact,
+    model: NeoX,
+    progress: Progress,
+    *,
+    parent: str | None,
+    provenance: Mapping[str, Any],
+) -> Artifact:
+    """Publish the checkpoint of a step, or check it against the one that is there.
+
+    A run that was killed computes some steps twice; they must come out the same. Raises
+    CheckpointError when they do not.
+    """
+    folder = step_folder(run.path, progress.step)
+    facts = {
+        "member": run.config["member"],
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "rows_digest": progress.rows_digest,
+        "tensors": tensor_digests(model),
+    }
+    if folder.exists():
+        return _same_checkpoint(folder, facts)
+    inputs = {"run": run.digest} | ({} if parent is None else {"parent": parent})
+    with artifact.writing(
+        folder, "checkpoint", config={"step": progress.step}, inputs=inputs, provenance=provenance
+    ) as draft:
+        draft.facts.update(facts)
+        hf.save(model, draft.folder)
+    return _published(draft)
+
+
+def save_state(
+    run: Artifact,
+    model: NeoX,
+    optimizer: Mapping[str, Tensor],
+    progress: Progress,
+    *,
+    provenance: Mapping[str, Any],
+) -> None:
+    """Publish what a run needs to go on from a step, unless it is there."""
+    folder = state_folder(run.path, progress.step)
+    if folder.exists():
+        return
+    with artifact.writing(
+        folder,
+        "state",
+        config={"step": progress.step},
+        inputs={"run": run.digest},
+        provenance=provenance,
+    ) as draft:
+        draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)
+        save_file(dict(optimizer), draft.folder / OPTIMIZER)
+        if not step_folder(run.path, progress.step).exists():
+            hf.save(model, draft.folder)
+
+
+def load_checkpoint(run: Path, step: int) -> NeoX:
+    """The model after `step` updates. Raises CheckpointError naming the steps there are."""
+    folder = step_folder(run, step)
+    if not folder.is_dir():
+        there = ", ".join(str(number) for number in list_steps(run)) or "none"
+        raise CheckpointError(
+            f"no checkpoint of step {step}", where=run, expected=f"one of the steps {there}"
+        )
+    opened = open_artifact(folder, "checkpoint")
+    return _checked(hf.load(folder), opened.facts["tensors"], folder)
+
+
+def load_state(run: Artifact, step: int) -> tuple[NeoX, dict[str, Tensor], Progress]:
+    """Model, optimizer state and progress of a step that was saved in full."""
+    state = open_artifact(state_folder(run.path, step), "state")
+    if state.inputs["run"] != run.digest:
+        raise CheckpointError(
+            "state of another run", where=state.path, expected=run.digest,
+            found=state.inputs["run"], fix="choose another folder with --out",
+        )  # fmt: skip
+    found = artifact.faults(state)
+    if found:
+        raise CheckpointError(f"damaged state ({found[0]})", where=state.path)
+    whole = hf.WEIGHTS in state.files
+    model = hf.load(state.path) if whole else load_checkpoint(run.path, step)
+    try:
+        optimizer = load_file(state.path / OPTIMIZER)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"unreadable state ({error})", where=state.path) from error
+    facts = state.facts
+    return model, optimizer, Progress(step, int(facts["tokens"]), str(facts["rows_digest"]))
+
+
+def drop_states(run: Path, keep: frozenset[int]) -> int:
+    """Remove every full state but those of the steps in `keep`; the bytes that were freed."""
+    freed = 0
+    for step in list_states(run):
+        if step not in keep:
+            folder = state_folder(run, step)
+            freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder)
+    return freed
+
+
+def tensor_digests(model: NeoX) -> dict[str, dict[str, Any]]:
+    """Dtype, shape and digest of the bytes of every tensor, by its name in files."""
+    return {
+        hf.to_file_name(name): {
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "sha256": digest_tensor(tensor),
+        }
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """The digest of a tensor's bytes in C order: the digest of its range in a safetensors file."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return digest_bytes(flat.view(torch.uint8).numpy().data)
+
+
+def _checked(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX:
+    for name, found in tensor_digests(model).items():
+        if recorded.get(name) != found:
+            raise CheckpointError(
+                f"tensor {name} is not the one recorded", where=where,
+                expected=recorded.get(name), found=found,
+            )  # fmt: skip
+    return model
+
+
+def _same_checkpoint(folder: Path, facts: Mapping[str, Any]) -> Artifact:
+    there = open_artifact(folder, "checkpoint")
+    for name, value in facts.items():
+        if there.facts[name] != value:
+            raise CheckpointError(
+                f"computed again, step {facts['step']} has other {name} than the checkpoint there",
+                where=folder,
+                fix="compare torch version, threads and processor with its provenance, or start "
+                "anew with --out",
+            )
+    return there
+
+
+def _published(draft: artifact.Draft) -> Artifact:
+    assert draft.artifact is not None
+    return draft.artifact
+
+
+def _numbers(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    matches = (re.fullmatch(r"step(\d+)", path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)
