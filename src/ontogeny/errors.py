@@ -1,4 +1,4 @@
-"""The errors a user can act on: one root, five children.
+"""The errors a user can act on: one root and its children.
 
 A user's mistake is one of these; the command line prints it on one line and exits with 2.
 Anything else that escapes is a bug and keeps its traceback. Not here: recovery of any kind.
@@ -50,3 +50,7 @@ class CheckpointError(OntogenyError):
 
 class EvaluationError(OntogenyError):
     """A task, item or score that cannot be measured as asked."""
+
+
+class TrainingError(OntogenyError):
+    """A run that cannot go on: the numbers are no longer finite."""

@@ -1,0 +1,140 @@
+"""A run's folder: who may write it, where it stands, and how it starts or goes on.
+
+`manifest.json` is written when the run starts and states what it is to be: its settings and the
+digests of its order and vocabulary. Metrics, checkpoints and states gather beside it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ontogeny import artifact
+from ontogeny.artifact import Artifact, open_artifact
+from ontogeny.checkpoints.store import (
+    Progress,
+    list_states,
+    list_steps,
+    load_state,
+    step_folder,
+)
+from ontogeny.config import build
+from ontogeny.digest import SHORT
+from ontogeny.errors import CheckpointError
+from ontogeny.model.init import initial_model
+from ontogeny.model.neox import NeoX
+from ontogeny.suite import RunSettings
+from ontogeny.training.metrics import METRICS, whole_lines
+
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run goes on from; `optimizer` is empty at step 0."""
+
+    model: NeoX
+    optimizer: Mapping[str, Tensor]
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An opened run."""
+
+    artifact: Artifact
+    settings: RunSettings
+
+    @property
+    def path(self) -> Path:
+        return self.artifact.path
+
+    @property
+    def is_finished(self) -> bool:
+        return step_folder(self.path, self.settings.num_updates).is_dir()
+
+    def parent_of(self, step: int) -> str | None:
+        """The digest of the last kept checkpoint before `step`."""
+        earlier = [kept for kept in list_steps(self.path) if kept < step]
+        if not earlier:
+            return None
+        return open_artifact(step_folder(self.path, earlier[-1]), "checkpoint").digest
+
+    def start(self, first_digest: str) -> Start:
+        """The latest full state whose metrics are whole, or step 0.
+
+        `first_digest` is the digest of no rows at all.
+        """
+        known = len(whole_lines(self.path / METRICS))
+        for step in reversed(list_states(self.path)):
+            if step <= known:
+                return Start(*load_state(self.artifact, step))
+        shape, settings = self.settings.shape, self.settings
+        model = initial_model(shape, settings.init, settings.init_seed)
+        return Start(model, {}, Progress(0, 0, first_digest))
+
+
+def open_run(path: Path) -> Run:
+    """Open a run's folder. Raises DataError or ConfigError if it is not one."""
+    opened = open_artifact(path, "run")
+    return Run(opened, build(RunSettings, dict(opened.config), path))
+
+
+def create_run(
+    path: Path,
+    settings: RunSettings,
+    inputs: Mapping[str, str],
+    *,
+    tokenizer_files: Mapping[str, Path],
+) -> Run:
+    """Open the run at `path`, or start it there. Raises CheckpointError if it is another run's."""
+    config = settings.resolved()
+    if not path.exists():
+        with artifact.writing(path, "run", config=config, inputs=inputs) as draft:
+            for name, file in tokenizer_files.items():
+                shutil.copyfile(file, draft.folder / name)
+    run = open_run(path)
+    wanted, found = artifact.key_of("run", config, inputs), artifact.key(run.artifact)
+    if wanted != found:
+        raise CheckpointError(
+            "holds a run of another config",
+            where=path,
+            expected=wanted[:SHORT],
+            found=f"{found[:SHORT]} ({_first_difference(config, run.artifact.config) or 'inputs'})",
+            fix="choose another folder with --out",
+        )
+    return run
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Be the only process that writes a run; the lock of a dead owner does not count.
+
+    Raises CheckpointError when another process holds it.
+    """
+    with (run / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                "another process is writing this run", where=run, fix="wait for it, or stop it"
+            ) from error
+        yield
+
+
+def _first_difference(left: Mapping[str, object], right: Mapping[str, object]) -> str | None:
+    for name, value in left.items():
+        other = right.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            inner = _first_difference(value, other)
+            if inner is not None:
+                return f"{name}.{inner}"
+        elif value != other:
+            return f"{name} is {other} there, {value} here"
+    return None
