@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ontogeny.digest import digest_file, digest_json, digest_sources
+from ontogeny.digest import SHORT, digest_file, digest_json, digest_sources
 from ontogeny.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -87,6 +87,14 @@ def key_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> s
 def key(artifact: Artifact) -> str:
     """The key an artifact was made under."""
     return key_of(artifact.kind, artifact.config, artifact.inputs)
+
+
+def keyed(path: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+    """Where an artifact called `path` goes: its name and the first digits of its key.
+
+    Another config or other inputs make another folder, never a mixed one.
+    """
+    return path.with_name(f"{path.name}-{key_of(kind, config, inputs)[:SHORT]}")
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ RECIPES: dict[RecipeName, Recipe] = {
 class PlantedSettings(Settings):
     """Documents with declared truth, mixed into the text."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     canary_copies: tuple[int, ...] = (1, 2, 4, 8, 16)
     canaries_per_count: int = Field(default=4, ge=0)
     relation_mentions: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -73,15 +73,18 @@ class TextSettings(Settings):
 
 
 class VocabularySettings(Settings):
-    """A byte-level BPE to train on the standard corpus, or a `tokenizer.json` to load."""
+    """A byte-level BPE to train on the standard corpus, or a `tokenizer.json` to load.
+
+    With `file`, `size` is how many ids the file must hold.
+    """
 
     size: int | None = Field(default=None, ge=258)
     file: str | None = None
 
     @model_validator(mode="after")
-    def _one_origin(self) -> VocabularySettings:
-        if (self.size is None) == (self.file is None):
-            raise ValueError("give either size (to train one) or file (a tokenizer.json)")
+    def _some_origin(self) -> VocabularySettings:
+        if self.size is None and self.file is None:
+            raise ValueError("give size (to train one) or file (a tokenizer.json), or both")
         return self
 
 
@@ -202,45 +205,42 @@ class Member:
     size_settings: SizeSettings
 
 
-class Suite(Settings):
-    """A suite as its file states it."""
+class Growth(Settings):
+    """What every member of a suite shares: recipe, order, training, and the suite's own sizes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     recipe: RecipeName = "sound"
-    text: TextSettings
-    vocabulary: VocabularySettings
     order: OrderSettings
     training: TrainingSettings
-    evaluation: EvaluationSettings = EvaluationSettings()
     sizes: dict[str, SizeSettings] = Field(default_factory=dict)
-    members: tuple[MemberRows, ...] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _table_resolves(self) -> Suite:
-        names = [member.name for member in self.table()]
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise ValueError(f"members listed twice: {', '.join(sorted(twice))}")
-        return self
+    def member(self, rows: MemberRows, size: str, corpus: Corpus, seed: int) -> Member:
+        """One member of the rows, with what the rows leave to the size or the suite filled in."""
+        settings = self._size(size)
+        rows_per_update = rows.rows_per_update or self.training.rows_per_update
+        rate = rows.learning_rate or self.training.learning_rate or settings.learning_rate
+        name = size + ("-deduped" if corpus == "deduped" else "")
+        if rows_per_update != self.training.rows_per_update:
+            name += f"-rows{rows_per_update}"
+        if rows.learning_rate is not None:
+            name += f"-rate{rate:g}"
+        if seed != 0:
+            name += f"-seed{seed}"
+        return Member(name, size, corpus, seed, rows_per_update, rate, settings)
 
-    def table(self) -> list[Member]:
-        """Every member, in the file's order."""
-        return [
-            self._member(rows, size, corpus, seed)
-            for rows in self.members
-            for size, corpus, seed in product(rows.size, rows.corpus, rows.init_seed)
-        ]
-
-    def run_settings(self, member: Member, vocab_size: int) -> RunSettings:
+    def run_settings(
+        self, member: Member, vocab_size: int, precision: Precision | None = None
+    ) -> RunSettings:
         """The settings of a member's run, for a vocabulary of `vocab_size` ids before padding.
 
-        Raises ConfigError when they do not fit together.
+        `precision` is what `auto` was resolved to. Raises ConfigError when they do not fit
+        together.
         """
         size, recipe = member.size_settings, RECIPES[self.recipe]
         multiple = size.vocab_multiple if recipe.vocab_follows_size else 128
         training = self.training.resolved() | {
             "rows_per_update": member.rows_per_update,
             "learning_rate": member.learning_rate,
+            "precision": precision or self.training.precision,
         }
         values = {
             "member": member.name,
@@ -260,19 +260,6 @@ class Suite(Settings):
         }
         return build(RunSettings, values, f"member {member.name}")
 
-    def _member(self, rows: MemberRows, size: str, corpus: Corpus, seed: int) -> Member:
-        settings = self._size(size)
-        rows_per_update = rows.rows_per_update or self.training.rows_per_update
-        rate = rows.learning_rate or self.training.learning_rate or settings.learning_rate
-        name = size + ("-deduped" if corpus == "deduped" else "")
-        if rows_per_update != self.training.rows_per_update:
-            name += f"-rows{rows_per_update}"
-        if rows.learning_rate is not None:
-            name += f"-rate{rate:g}"
-        if seed != 0:
-            name += f"-seed{seed}"
-        return Member(name, size, corpus, seed, rows_per_update, rate, settings)
-
     def _size(self, name: str) -> SizeSettings:
         if name in self.sizes:
             return self.sizes[name]
@@ -288,6 +275,50 @@ class Suite(Settings):
             init=size.init,
             vocab_multiple=size.vocab_multiple,
         )
+
+
+class Suite(Growth):
+    """A suite as its file states it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    text: TextSettings
+    vocabulary: VocabularySettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    members: tuple[MemberRows, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _table_resolves(self) -> Suite:
+        names = [member.name for member in self.table()]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"members listed twice: {', '.join(sorted(twice))}")
+        return self
+
+    def table(self) -> list[Member]:
+        """Every member, in the file's order."""
+        return [
+            self.member(rows, size, corpus, seed)
+            for rows in self.members
+            for size, corpus, seed in product(rows.size, rows.corpus, rows.init_seed)
+        ]
+
+
+class RunFile(Growth):
+    """A single run as its file states it: a size, and the store to train it on."""
+
+    store: str  # folder of a store artifact, relative to the file
+    vocabulary: str  # folder of the vocabulary artifact it was encoded with
+    size: str
+    init_seed: int = 0
+
+    def the_member(self) -> Member:
+        """The one member of the file, called by its size."""
+        return self.member(MemberRows(size=(self.size,)), self.size, "standard", self.init_seed)
+
+    @model_validator(mode="after")
+    def _size_resolves(self) -> RunFile:
+        self.the_member()
+        return self
 
 
 def load_suite(path: Path, changes: list[str] | None = None) -> Suite:

@@ -160,16 +160,29 @@ def build_vocabulary(
     `texts` are read only to train; `settings.file` lies relative to `base`.
     """
     with writing(folder, "vocabulary", config=settings.resolved(), inputs=inputs) as draft:
-        if settings.size is not None:
-            vocabulary = train_vocabulary(texts, settings.size)
-        else:
-            vocabulary = load_vocabulary(base / str(settings.file))
+        vocabulary = _made_or_loaded(settings, texts, base)
         (draft.folder / TOKENIZER).write_text(vocabulary.definition, encoding="utf-8")
         config = json.dumps(_transformers_config(vocabulary), indent=1) + "\n"
         (draft.folder / TOKENIZER_CONFIG).write_text(config, encoding="utf-8")
         draft.facts |= {"size": vocabulary.size, "vocabulary": vocabulary.digest}
     assert draft.artifact is not None
     return draft.artifact
+
+
+def _made_or_loaded(settings: VocabularySettings, texts: Iterator[str], base: Path) -> Vocabulary:
+    if settings.file is None:
+        assert settings.size is not None
+        return train_vocabulary(texts, settings.size)
+    vocabulary = load_vocabulary(base / settings.file)
+    if settings.size not in (None, vocabulary.size):
+        raise ConfigError(
+            "the vocabulary has another size than stated",
+            where=vocabulary.where,
+            expected=f"{settings.size} ids",
+            found=f"{vocabulary.size}",
+            fix=f"--set vocabulary.size={vocabulary.size}",
+        )
+    return vocabulary
 
 
 def open_vocabulary(path: Path) -> Vocabulary:

@@ -1,0 +1,273 @@
+"""The stages of a suite, in the order of the flow: find each artifact, or make it.
+
+An artifact's folder carries the first digits of its key, so a stage is done when the folder is
+there, and a changed config or input makes a new one beside it. A link without the digits leads to
+the one the suite uses now. `suite.json` lists them all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ontogeny.artifact import Artifact, keyed, open_artifact
+from ontogeny.order.plan import build_order, order_config
+from ontogeny.report.site import build_report, report_config, report_inputs
+from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, scores_folder
+from ontogeny.suite import (
+    RECORD,
+    Member,
+    Record,
+    RunSettings,
+    StageRecord,
+    Suite,
+    read_record,
+    write_record,
+)
+from ontogeny.text.corpus import build_text, corpus_file, text_inputs
+from ontogeny.text.documents import read_documents
+from ontogeny.tokens.encode import encode
+from ontogeny.tokens.store import open_store
+from ontogeny.tokens.vocabulary import (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    build_vocabulary,
+    open_vocabulary,
+    vocabulary_inputs,
+)
+from ontogeny.training.machine import resolve_precision
+from ontogeny.training.run import Run, create_run
+
+HELD_OUT = "held-out"
+
+
+class Watch(Protocol):
+    """What wants to know how a suite is doing."""
+
+    def began(self, stage: str) -> None:
+        """A stage is being made."""
+
+    def ended(self, stage: str, seconds: float, was_there: bool) -> None:
+        """A stage is done."""
+
+    def reported(self, report: Report) -> None:
+        """A member got further."""
+
+
+@dataclass(slots=True)
+class Growth:
+    """A suite being grown in the folder `home`.
+
+    `base` is the folder that paths in the suite file are relative to, `cache` where downloaded
+    packages are kept.
+    """
+
+    suite: Suite
+    home: Path
+    base: Path
+    cache: Path | None
+    num_lanes: int
+    watch: Watch
+    found: dict[str, Artifact] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Artifact:
+        """Make every stage that is missing; the report."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        if (self.home / RECORD).is_file():
+            stages = read_record(self.home).stages
+            self.seconds = {stage.path: stage.seconds for stage in stages}
+        self.prepare()
+        self.grow()
+        return self.report()
+
+    def prepare(self) -> None:
+        """From text to orders."""
+        suite = self.suite
+        text = self._stage(
+            "text",
+            "text",
+            suite.text.resolved(),
+            text_inputs(suite.text, self.base),
+            lambda folder: build_text(suite.text, folder, cache=self.cache, base=self.base),
+        )
+        self._vocabulary(text)
+        for corpus in (*self._corpora(), HELD_OUT):
+            self._store(text, corpus)
+        for corpus in self._corpora():
+            self._order(corpus)
+
+    def grow(self) -> None:
+        """Train and score every member that is not done."""
+        vocab_size = int(self.found["vocabulary"].facts["size"])
+        precision = resolve_precision(self.suite.training.precision)
+        jobs = []
+        for member in self.suite.table():
+            settings = self.suite.run_settings(member, vocab_size, precision)
+            run = self._begin(member, settings)
+            job = self._job(member, settings, run)
+            if run.is_finished and scores_folder(job).exists():
+                self._finish(job)
+            else:
+                jobs.append(job)
+        by_name = {job.member: job for job in jobs}
+        run_jobs(
+            jobs,
+            self.num_lanes,
+            self.watch.reported,
+            lambda outcome: self._finish(by_name[outcome.member], outcome),
+        )
+
+    def report(self) -> Artifact:
+        """The page about everything that is done."""
+        home, record = self.home, self._record()
+        return self._stage(
+            "report",
+            "report",
+            report_config(record),
+            report_inputs(record),
+            lambda folder: build_report(home, folder),
+        )
+
+    def stage_seconds(self) -> dict[str, float]:
+        """What making each stage took, by name, also in earlier sittings."""
+        return {stage.name: stage.seconds for stage in self._record().stages}
+
+    def _vocabulary(self, text: Artifact) -> Artifact:
+        settings = self.suite.vocabulary
+        standard = corpus_file(text.path, "standard")
+        inputs = vocabulary_inputs(settings, self.base) or {"text": text.digest}
+        return self._stage(
+            "vocabulary",
+            "vocabulary",
+            settings.resolved(),
+            inputs,
+            lambda folder: build_vocabulary(
+                settings,
+                (document.text for document in read_documents(standard)),
+                folder,
+                inputs=inputs,
+                base=self.base,
+            ),
+        )
+
+    def _store(self, text: Artifact, corpus: Any) -> None:
+        vocabulary = self.found["vocabulary"]
+        inputs = {"text": text.digest, "vocabulary": vocabulary.digest}
+        self._stage(
+            f"stores/{corpus}",
+            "store",
+            {"corpus": corpus, "eod": "end"},
+            inputs,
+            lambda folder: encode(
+                read_documents(corpus_file(text.path, corpus)),
+                open_vocabulary(vocabulary.path),
+                folder,
+                config={"corpus": corpus},
+                inputs=inputs,
+            ),
+        )
+
+    def _order(self, corpus: str) -> None:
+        suite, store = self.suite, self.found[f"stores/{corpus}"]
+        num_windows = suite.training.tokens // suite.order.context_length
+        self._stage(
+            f"orders/{corpus}",
+            "order",
+            order_config(suite.order, suite.recipe, num_windows),
+            {"store": store.digest},
+            lambda folder: build_order(
+                open_store(store.path),
+                suite.order,
+                recipe=suite.recipe,
+                num_windows=num_windows,
+                folder=folder,
+            ),
+        )
+
+    def _begin(self, member: Member, settings: RunSettings) -> Run:
+        vocabulary = self.found["vocabulary"]
+        inputs = {
+            "order": self.found[f"orders/{member.corpus}"].digest,
+            "vocabulary": vocabulary.digest,
+        }
+        folder = keyed(self._place(f"runs/{member.name}"), "run", settings.resolved(), inputs)
+        files = {name: vocabulary.path / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
+        return create_run(folder, settings, inputs, tokenizer_files=files)
+
+    def _job(self, member: Member, settings: RunSettings, run: Run) -> Job:
+        found = self.found
+        return Job(
+            settings=settings,
+            evaluation=self.suite.evaluation,
+            run=run.path,
+            store=found[f"stores/{member.corpus}"].path,
+            order=found[f"orders/{member.corpus}"].path,
+            held_out=found[f"stores/{HELD_OUT}"].path,
+            vocabulary=found["vocabulary"].path,
+            scores=self._place(f"scores/{member.name}"),
+        )
+
+    def _finish(self, job: Job, outcome: Outcome | None = None) -> None:
+        run, scores = open_artifact(job.run, "run"), open_artifact(scores_folder(job), "scores")
+        seconds = (outcome.train_seconds, outcome.score_seconds) if outcome else (None, None)
+        self._done(f"runs/{job.member}", run, seconds[0])
+        self._done(f"scores/{job.member}", scores, seconds[1])
+
+    def _stage(
+        self,
+        name: str,
+        kind: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        make: Callable[[Path], Artifact],
+    ) -> Artifact:
+        folder = keyed(self._place(name), kind, config, inputs)
+        if folder.exists():
+            return self._done(name, open_artifact(folder, kind), None)
+        self.watch.began(name)
+        began = time.monotonic()
+        return self._done(name, make(folder), time.monotonic() - began)
+
+    def _done(self, name: str, artifact: Artifact, seconds: float | None) -> Artifact:
+        """Note an artifact; `seconds` is what making it took, None if it was there."""
+        self.found[name] = artifact
+        path = artifact.path.relative_to(self.home).as_posix()
+        if seconds is not None:
+            self.seconds[path] = self.seconds.get(path, 0.0) + seconds
+        _link(self._place(name), artifact.path)
+        write_record(self.home, self._record())
+        self.watch.ended(name, self.seconds.get(path, 0.0), seconds is None)
+        return artifact
+
+    def _record(self) -> Record:
+        stages = []
+        for name, artifact in self.found.items():
+            path = artifact.path.relative_to(self.home).as_posix()
+            stages.append(
+                StageRecord(
+                    name=name,
+                    kind=artifact.kind,
+                    path=path,
+                    digest=artifact.digest,
+                    seconds=self.seconds.get(path, 0.0),
+                )
+            )
+        return Record(suite=self.suite, stages=tuple(stages))
+
+    def _place(self, name: str) -> Path:
+        return self.home / name
+
+    def _corpora(self) -> list[str]:
+        return list(dict.fromkeys(member.corpus for member in self.suite.table()))
+
+
+def _link(place: Path, target: Path) -> None:
+    """Make `place` lead to the folder beside it."""
+    aside = place.with_name(f".{place.name}.link")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target.name)
+    aside.replace(place)

@@ -1,0 +1,221 @@
+"""Members side by side: each is trained and scored in a process of its own, a few at a time.
+
+A process answers to its parent: it reports how far it is, leaves cleanly (its state saved) when
+asked to, and also when the parent is gone. Not here: what a member is made from (`graph.py`).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Literal
+
+from ontogeny.artifact import keyed
+from ontogeny.errors import OntogenyError, TrainingError
+from ontogeny.evaluation.sweep import held_out_tasks, sweep_inputs, sweep_run
+from ontogeny.order.batches import Batches
+from ontogeny.order.plan import open_order
+from ontogeny.results import UpdateMetrics
+from ontogeny.suite import EvaluationSettings, RunSettings
+from ontogeny.tokens.store import open_store
+from ontogeny.tokens.vocabulary import open_vocabulary
+from ontogeny.training.loop import Stopped, train
+from ontogeny.training.machine import threads
+from ontogeny.training.run import open_run
+
+REPORT_SECONDS = 0.2  # between two reports of one process
+POLL_SECONDS = 0.1
+LEFT = 128 + signal.SIGINT  # the exit code of a process that was asked to leave, and did
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One member: its run (already begun), what it reads, and what its scores are to be called."""
+
+    settings: RunSettings
+    evaluation: EvaluationSettings
+    run: Path
+    store: Path
+    order: Path
+    held_out: Path
+    vocabulary: Path
+    scores: Path  # without the key, which depends on the last checkpoint
+
+    @property
+    def member(self) -> str:
+        return self.settings.member
+
+    @property
+    def flops(self) -> float:
+        return self.settings.training.tokens * self.settings.shape.flops_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How far a job is: updates trained or checkpoints scored, of how many.
+
+    `tokens` were trained on since the process started.
+    """
+
+    member: str
+    phase: Literal["train", "score"]
+    done: int
+    total: int
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: the seconds of both phases, or what went wrong."""
+
+    member: str
+    train_seconds: float = 0.0
+    score_seconds: float = 0.0
+    failure: OntogenyError | None = None
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    num_lanes: int,
+    observe: Callable[[Report], None],
+    finished: Callable[[Outcome], None],
+) -> None:
+    """Run all jobs, the costliest first. At a failure or an interrupt the others save and leave.
+
+    Raises the failure of the first job that failed, or KeyboardInterrupt.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = deque(sorted(jobs, key=lambda job: -job.flops))
+    running: dict[Connection, tuple[BaseProcess, Job]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_lanes:
+                job = waiting.popleft()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=work, args=(job, sender), name=job.member)
+                process.start()
+                sender.close()
+                running[receiver] = process, job
+            ready = wait(list(running), POLL_SECONDS)
+            for receiver in [one for one in running if one in ready]:
+                message = _received(receiver, *running[receiver])
+                if isinstance(message, Report):
+                    observe(message)
+                    continue
+                del running[receiver]
+                if message.failure is not None:
+                    raise message.failure
+                finished(message)
+    finally:
+        _ask_to_leave([process for process, _ in running.values()])
+
+
+def work(job: Job, sender: Connection) -> None:
+    """What a lane's process does."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    try:
+        sender.send(_train_and_score(job, sender))
+    except OntogenyError as failure:
+        sender.send(Outcome(job.member, failure=failure))
+    except (Stopped, KeyboardInterrupt):
+        raise SystemExit(LEFT) from None
+
+
+def _train_and_score(job: Job, sender: Connection) -> Outcome:
+    began = time.monotonic()
+    run, store = open_run(job.run), open_store(job.store)
+    batches = Batches(open_order(job.order, store), job.settings.training.rows_per_update)
+    if not run.is_finished:
+        train(run, batches, [_Reporter(sender, job.settings)])
+    trained = time.monotonic()
+    folder = scores_folder(job)
+    if not folder.exists():
+        score(job, folder, sender)
+    return Outcome(job.member, trained - began, time.monotonic() - trained)
+
+
+def scores_folder(job: Job) -> Path:
+    """Where the scores of a finished run are."""
+    inputs = sweep_inputs(job.run, open_store(job.held_out))
+    return keyed(job.scores, "scores", job.evaluation.resolved(), inputs)
+
+
+def score(job: Job, folder: Path, sender: Connection) -> None:
+    """Score every checkpoint of a finished run into `folder`."""
+    held_out, vocabulary = open_store(job.held_out), open_vocabulary(job.vocabulary)
+    length, steps = job.settings.shape.context_length, job.settings.steps
+
+    def observe(step: int) -> None:
+        sender.send(Report(job.member, "score", steps.index(step) + 1, len(steps)))
+
+    with threads(job.settings.training.threads):
+        sweep_run(
+            job.run,
+            held_out_tasks(held_out, vocabulary, length, job.evaluation),
+            folder,
+            settings=job.evaluation,
+            inputs=sweep_inputs(job.run, held_out),
+            observe=observe,
+        )
+
+
+class _Reporter:
+    """A sink that tells the parent how many updates are done, now and then."""
+
+    def __init__(self, sender: Connection, settings: RunSettings) -> None:
+        self._sender, self._settings = sender, settings
+        self._told = 0.0
+        self._tokens = 0
+
+    def __call__(self, row: UpdateMetrics) -> None:
+        done, total = row.update + 1, self._settings.num_updates
+        now = time.monotonic()
+        self._tokens += self._settings.tokens_per_update
+        if done == total or now - self._told >= REPORT_SECONDS:
+            self._sender.send(Report(self._settings.member, "train", done, total, self._tokens))
+            self._told = now
+
+
+def _received(receiver: Connection, process: BaseProcess, job: Job) -> Report | Outcome:
+    try:
+        message: Report | Outcome = receiver.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode == LEFT:
+            raise KeyboardInterrupt from None
+        failure = TrainingError(
+            f"the process of member {job.member} ended with {_how(process.exitcode)}",
+            where=job.run,
+            fix="run the same command again: it goes on from the last saved state",
+        )
+        return Outcome(job.member, failure=failure)
+    return message
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        return f"signal {-exit_code} ({signal.Signals(-exit_code).name})"
+    return f"exit code {exit_code}"
+
+
+def _ask_to_leave(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join()
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,165 @@
+"""What a suite will cost before it starts: parameters, operations, bytes on disk, hours.
+
+Counts follow from the settings in closed form. Times are estimates: operations over the rate of
+a matrix product measured here and now, times the share of it that training reaches.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ontogeny.model.neox import DTYPES
+from ontogeny.suite import Member, RunSettings, Suite
+from ontogeny.training.machine import device, resolve_precision, threads
+
+SHARE_OF_MATMUL = 0.5  # what training reaches of it at small sizes; see docs/performance.md
+PREPARED_BYTES_PER_SECOND = 0.5e6  # of text: read, cut, learned from, encoded
+FORWARD_SHARE = 1 / 3  # of the operations of a training step
+MASTER_BYTES, MOMENT_BYTES = 4, 8  # a parameter, in a checkpoint and in a full state
+STORED_BYTES = 2  # a byte of text, as compressed text and as tokens, for both corpora
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPlan:
+    """What one member costs."""
+
+    member: Member
+    settings: RunSettings
+
+    @property
+    def num_checkpoints(self) -> int:
+        return len(self.settings.steps)
+
+    @property
+    def num_bytes(self) -> int:
+        """Checkpoints, full states, and the rolling state at its largest."""
+        parameters = self.settings.shape.num_parameters
+        states = MOMENT_BYTES * len(self.settings.full_state_steps) + MASTER_BYTES + MOMENT_BYTES
+        return parameters * (MASTER_BYTES * self.num_checkpoints + states)
+
+    @property
+    def train_flops(self) -> float:
+        return self.settings.training.tokens * self.settings.shape.flops_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class SuitePlan:
+    """What a suite costs, on a machine whose lanes multiply at `flops_per_second` each."""
+
+    suite: Suite
+    members: list[MemberPlan]
+    num_lanes: int
+    flops_per_second: float
+    precision: str
+
+    @property
+    def num_text_bytes(self) -> int:
+        """Bytes of text, where the suite states them; of a path, it is not known before."""
+        return sum(self.suite.text.components.values())
+
+    @property
+    def num_bytes(self) -> int:
+        return STORED_BYTES * self.num_text_bytes + sum(one.num_bytes for one in self.members)
+
+    def train_seconds(self, members: Iterable[MemberPlan]) -> float:
+        """Estimated seconds to train members one after another."""
+        flops = sum(one.train_flops for one in members)
+        return flops / (self.flops_per_second * SHARE_OF_MATMUL)
+
+    def score_seconds(self, members: Iterable[MemberPlan]) -> float:
+        """Estimated seconds to score all checkpoints of members one after another."""
+        settings = self.suite.evaluation
+        tokens = settings.held_out_tokens + settings.last_word_items * 64
+        flops = sum(
+            one.num_checkpoints * tokens * one.settings.shape.flops_per_token for one in members
+        )
+        return flops * FORWARD_SHARE / (self.flops_per_second * SHARE_OF_MATMUL)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated seconds for the whole suite: its lanes side by side, its costliest member."""
+        costs = [self.train_seconds([one]) + self.score_seconds([one]) for one in self.members]
+        side_by_side = max(sum(costs) / self.num_lanes, max(costs))
+        return self.num_text_bytes / PREPARED_BYTES_PER_SECOND + side_by_side
+
+
+def plan_suite(suite: Suite) -> SuitePlan:
+    """Resolve every member and measure the machine. Raises ConfigError for one that cannot be."""
+    vocab_size = suite.vocabulary.size
+    # A vocabulary file of unstated size is counted as Pythia's; it only matters to the plan.
+    precision = resolve_precision(suite.training.precision)
+    members = [
+        MemberPlan(member, suite.run_settings(member, vocab_size or 50277, precision))
+        for member in suite.table()
+    ]
+    num_lanes = lanes(suite.training.threads)
+    rate = matmul_rate(DTYPES[precision], suite.training.threads)
+    return SuitePlan(suite, members, num_lanes, rate, precision)
+
+
+def lanes(num_threads: int) -> int:
+    """How many members are trained side by side: one on an accelerator, else as cores allow."""
+    if device().type != "cpu":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // num_threads)
+
+
+def matmul_rate(dtype: torch.dtype, num_threads: int, seconds: float = 0.2) -> float:
+    """Operations a second of a matrix product of the size small models make, best of several."""
+    where = device()
+    a, b = (torch.randn(1024, 512, device=where).to(dtype) for _ in range(2))
+    best, ends = float("inf"), time.perf_counter() + seconds
+    with threads(num_threads):
+        while time.perf_counter() < ends:
+            began = time.perf_counter()
+            (a @ b.T).sum().item()
+            best = min(best, time.perf_counter() - began)
+    return 2 * 1024 * 512 * 1024 / best
+
+
+def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
+    """The plan as a table: a row a member, and one for all."""
+    header = ["member", "non-embedding", "parameters", "updates", "tokens", "checkpoints",
+              "FLOPs", "bytes on disk", "time (estimate)"]  # fmt: skip
+    rows = []
+    for one in plan.members:
+        shape = one.settings.shape
+        seconds = plan.train_seconds([one]) + plan.score_seconds([one])
+        rows.append(
+            [
+                one.member.name,
+                f"{shape.num_non_embedding:,}",
+                f"{shape.num_parameters:,}",
+                f"{one.settings.num_updates:,}",
+                f"{one.settings.num_updates * one.settings.tokens_per_update:,}",
+                str(one.num_checkpoints),
+                f"{one.train_flops:.2e}",
+                as_bytes(one.num_bytes),
+                as_time(seconds),
+            ]
+        )
+    total = ["all", "", "", "", "", str(sum(one.num_checkpoints for one in plan.members)),
+             f"{sum(one.train_flops for one in plan.members):.2e}",
+             as_bytes(plan.num_bytes), as_time(plan.seconds)]  # fmt: skip
+    return header, [*rows, total]
+
+
+def as_bytes(number: float) -> str:
+    """A number of bytes for a reader."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"
+
+
+def as_time(seconds: float) -> str:
+    """A time for a reader, in the largest unit of which there is one."""
+    for unit, size in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
