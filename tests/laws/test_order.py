@@ -130,6 +130,9 @@ def test_named_streams_are_frozen() -> None:
     """These numbers may never change: orders already made depend on them."""
     numbers = named_stream("order/epoch/0/documents/1234").randint(0, 1000, 5)
     assert numbers.tolist() == [451, 242, 268, 318, 825]
+    found = sound_indices(np.full(4, 5), num_windows=12, context_length=3, seed=1234)
+    assert found.documents.tolist() == [1, 0, 2, 3, 3, 1, 2, 0]
+    assert found.windows.tolist() == [3, 0, 5, 1, 2, 4, 11, 6, 7, 9, 8, 10]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +169,12 @@ def test_splits_cover_everything(shares: list[int], size: int) -> None:
     assert split_bounds("/".join(map(str, shares)), size) == bounds
     for part, share in enumerate(shares[:2]):
         assert abs(bounds[part + 1] - bounds[part] - share / sum(shares) * size) <= 2
+
+
+def test_splits_round_half_to_even_and_take_the_excess_off() -> None:
+    assert split_bounds("0.5/0.25/0.25", 10) == (0, 6, 8, 10)
+    assert split_bounds("1,1,1", 10) == (0, 4, 7, 10)
+    assert split_bounds("969, 30, 1", 1000) == (0, 969, 999, 1000)
 
 
 @pytest.mark.parametrize("split", ["", "a,b", "0,0", "-1,2", "nan", "1,inf"])

@@ -203,7 +203,7 @@ def test_refuses_an_order_of_another_store(made: Made, tmp_path: Path) -> None:
 Change = Callable[[Indices], Indices]
 
 
-def with_entry(indices: Indices, name: str, at: Any, value: int) -> Indices:
+def with_entry(indices: Indices, name: str, at: Any, value: Any) -> Indices:
     array = getattr(indices, name).copy()
     array[at] = value
     return replace(indices, **{name: array})
@@ -222,7 +222,7 @@ DAMAGES: list[tuple[Change, str]] = [
     (lambda i: with_entry(i, "samples", (9, 0), -3), r"samples\.npy: .* entry 9; .*found -3,"),
     (lambda i: with_entry(i, "samples", (9, 0), 10**6), r"samples\.npy: .* entry 9"),
     (lambda i: with_entry(i, "samples", (9, 1), 10**6), r"samples\.npy: .* entry 9"),
-    (lambda i: with_entry(i, "samples", (9, 0), 0), r"samples\.npy: .* entry 9; expected a place"),
+    (lambda i: with_entry(i, "samples", 9, 0), r"entry 9; expected a place not before.*found 0, 0"),
 ]
 
 
