@@ -64,6 +64,7 @@ class _StoreFiles(ExitStack):
         self.tokens = self.enter_context(StoreWriter(folder / TOKENS, dtype))
         self.ids = self.enter_context(StoreWriter(folder / IDS, np.dtype("<u1")))
         self.sources: BinaryIO = self.enter_context((folder / SOURCES).open("xb"))
+        self.dtype = dtype
         self.tallies: dict[str, _Tally] = {}
 
     def add(self, documents: list[Document], encoded: _Encoded) -> None:
@@ -85,6 +86,7 @@ class _StoreFiles(ExitStack):
         return {
             "num_documents": self.tokens.num_documents,
             "num_tokens": self.tokens.num_tokens,
+            "dtype": self.dtype.name,
             "sources": [
                 {
                     "name": name,
@@ -116,7 +118,6 @@ def encode(
     """
     if num_processes < 1:
         raise ConfigError("encoding needs a process", expected="1 or more", found=num_processes)
-    dtype = token_dtype(vocabulary.size)
     end = vocabulary.eod if eod == "end" else None
     num_empty = 0
 
@@ -129,7 +130,7 @@ def encode(
                 num_empty += 1
 
     with writing(folder, "store", config={**config, "eod": eod}, inputs=inputs) as draft:
-        with _StoreFiles(draft.folder, dtype) as files:
+        with _StoreFiles(draft.folder, token_dtype(vocabulary.size)) as files:
             chunks = _chunks(kept())
             for chunk, encoded in _encoded(chunks, vocabulary, end, num_processes):
                 files.add(chunk, encoded)
@@ -137,14 +138,8 @@ def encode(
             raise DataError(
                 "no text to encode", expected="documents", found=f"{num_empty} empty ones"
             )
-        draft.facts |= files.facts()
-        draft.facts |= {
-            "num_empty_dropped": num_empty,
-            "dtype": dtype.name,
-            "vocabulary": vocabulary.digest,
-            "vocabulary_size": vocabulary.size,
-            "eod_id": end,
-        }
+        draft.facts |= files.facts() | {"num_empty_dropped": num_empty, "eod_id": end}
+        draft.facts |= {"vocabulary": vocabulary.digest, "vocabulary_size": vocabulary.size}
     assert draft.artifact is not None
     return draft.artifact
 
