@@ -100,6 +100,7 @@ def test_digest_ignores_layout(vocabulary: Vocabulary) -> None:
     assert Vocabulary(json.dumps(values)).digest != vocabulary.digest
 
 
+@pytest.mark.slow
 def test_artifact_opens_here_and_in_transformers(tmp_path: Path, vocabulary: Vocabulary) -> None:
     chosen = VocabularySettings(size=280)
     from transformers import AutoTokenizer  # here, as it brings torch with it
