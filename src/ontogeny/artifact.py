@@ -153,7 +153,7 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
         found_kind, found_format = artifact.kind, artifact.content["format"]
         sizes = {name: int(entry["bytes"]) for name, entry in artifact.files.items()}
         _ = artifact.config, artifact.inputs, artifact.facts
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"unreadable manifest ({type(error).__name__}: {error})",
             where=manifest,
@@ -254,7 +254,9 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what writers of `path` that no longer live left beside it."""
     for leftover in path.parent.glob(f".{path.name}.writing-*"):
         owner = leftover.name.rpartition("-")[2]
-        if not owner.isdigit() or not _lives(int(owner)):
+        # What bears our own number was left by a dead process that had it before, as every start
+        # in a container may.
+        if not owner.isdigit() or int(owner) == os.getpid() or not _lives(int(owner)):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

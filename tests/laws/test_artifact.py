@@ -1,0 +1,288 @@
+"""Artifacts: whole or absent, true to their manifest, named by content alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ontogeny.artifact import (
+    FORMAT,
+    MANIFEST,
+    Artifact,
+    faults,
+    key,
+    key_of,
+    keyed,
+    open_artifact,
+    require_space,
+    writing,
+)
+from ontogeny.digest import digest_json
+from ontogeny.errors import DataError
+
+CONFIG, INPUTS = {"size": 3}, {"text": "0" * 64}
+FILES = {"a.bin": b"12345678", "inner/b.txt": b"text", "empty": b""}
+
+
+def write(
+    path: Path, files: dict[str, bytes] = FILES, provenance: dict[str, Any] | None = None
+) -> Artifact:
+    with writing(path, "thing", config=CONFIG, inputs=INPUTS, provenance=provenance) as draft:
+        for name, data in files.items():
+            (draft.folder / name).parent.mkdir(exist_ok=True)
+            (draft.folder / name).write_bytes(data)
+        draft.facts["count"] = len(files)
+    assert draft.artifact is not None
+    return draft.artifact
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact no test writes to."""
+    return write(tmp_path_factory.mktemp("sample") / "thing").path
+
+
+def copied(sample: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sample, tmp_path / "copy"))
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    made = write(tmp_path / "deep" / "thing", provenance={"threads": 2})
+    opened = open_artifact(tmp_path / "deep" / "thing", "thing")
+    assert opened == made
+    assert (opened.kind, opened.config, opened.inputs) == ("thing", CONFIG, INPUTS)
+    assert opened.facts == {"count": 3}
+    assert opened.provenance["threads"] == 2
+    assert {name: entry["bytes"] for name, entry in opened.files.items()} == {
+        name: len(data) for name, data in FILES.items()
+    }
+    assert faults(opened) == []
+    assert names(tmp_path / "deep") == ["thing"]
+
+
+def test_identity_is_content_alone(tmp_path: Path) -> None:
+    made = write(tmp_path / "one")
+    backwards = dict(reversed(FILES.items()))
+    again = write(tmp_path / "elsewhere" / "two", backwards, {"threads": 7, "host": "another"})
+    assert made.digest == again.digest
+    assert made.provenance != again.provenance
+    assert write(tmp_path / "three", FILES | {"a.bin": b"12345679"}).digest != made.digest
+
+
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit, DataError])
+def test_nothing_is_left_of_what_failed(tmp_path: Path, stop: type[BaseException]) -> None:
+    def fail() -> None:
+        with writing(tmp_path / "thing", "thing", config={}, inputs={}) as draft:
+            (draft.folder / "half").write_bytes(b"ha")
+            raise stop("in the middle")
+
+    with pytest.raises(stop):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_nothing_is_left_of_facts_that_are_no_json(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ValueError, match="not JSON compliant"),
+        writing(tmp_path / "thing", "thing", config={}, inputs={}) as draft,
+    ):
+        draft.facts["rate"] = float("nan")
+    assert names(tmp_path) == []
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    made = write(tmp_path / "thing")
+    with pytest.raises(DataError, match=r"already exists; try: remove .*thing or choose another"):
+        write(tmp_path / "thing", {})
+    assert faults(open_artifact(made.path)) == []
+
+
+def test_leftovers_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as writer:
+        theirs = tmp_path / f".thing.writing-{writer.pid}"
+        others = tmp_path / f".other.writing-{writer.pid}"
+        for folder in (theirs, others):
+            folder.mkdir()
+            (folder / "part").write_bytes(b"...")
+        shutil.rmtree(write(tmp_path / "thing").path)
+        assert theirs.is_dir()
+        writer.communicate(b"\n")
+    write(tmp_path / "thing")
+    assert names(tmp_path) == [others.name, "thing"]
+
+
+def test_a_leftover_of_a_dead_writer_with_our_number_goes(tmp_path: Path) -> None:
+    # In a container every start may have the same process number.
+    ours = tmp_path / f".thing.writing-{os.getpid()}"
+    ours.mkdir()
+    (ours / "part").write_bytes(b"...")
+    assert set(write(tmp_path / "thing").files) == set(FILES)
+    assert names(tmp_path) == ["thing"]
+
+
+def test_a_place_that_holds_no_artifact(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="not an artifact; expected a folder with manifest"):
+            open_artifact(place)
+
+
+def test_another_kind(sample: Path) -> None:
+    with pytest.raises(DataError, match="wrong kind of artifact; expected store; found thing"):
+        open_artifact(sample, "store")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest and make its digests true again."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    manifest["digest"] = digest_json(manifest["content"])
+    manifest["provenance_digest"] = digest_json(manifest["provenance"])
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_another_format(sample: Path, tmp_path: Path) -> None:
+    path = copied(sample, tmp_path)
+    rewrite(path, lambda manifest: manifest["content"].update(format=FORMAT + 1))
+    with pytest.raises(DataError, match="unknown format; expected 1; found 2"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("part", ["content", "provenance"])
+def test_an_altered_manifest(sample: Path, tmp_path: Path, part: str) -> None:
+    path = copied(sample, tmp_path)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest[part]["added"] = 1
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="manifest was altered"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("missing", ["kind", "format", "config", "inputs", "facts", "files"])
+def test_a_manifest_that_lacks_a_part(sample: Path, tmp_path: Path, missing: str) -> None:
+    path = copied(sample, tmp_path)
+    rewrite(path, lambda manifest: manifest["content"].pop(missing))
+    with pytest.raises(DataError, match=f"unreadable manifest .*{missing}.*; try: remove"):
+        open_artifact(path)
+
+
+@pytest.mark.parametrize("files", [[], {"a": 5}, {"a": {}}, {"a": {"bytes": "x"}}, None, 3])
+def test_a_manifest_with_nonsense_for_files(sample: Path, tmp_path: Path, files: Any) -> None:
+    path = copied(sample, tmp_path)
+    rewrite(path, lambda manifest: manifest["content"].update(files=files))
+    with pytest.raises(DataError, match="unreadable manifest"):
+        open_artifact(path)
+
+
+def refused(path: Path, manifest: bytes) -> None:
+    (path / MANIFEST).write_bytes(manifest)
+    with pytest.raises(DataError, match="manifest"):
+        open_artifact(path)
+
+
+@settings(max_examples=60)
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_manifest(
+    sample: Path, tmp_path_factory: pytest.TempPathFactory, cut: float
+) -> None:
+    path = copied(sample, tmp_path_factory.mktemp("cut"))
+    whole = (path / MANIFEST).read_bytes().rstrip()
+    refused(path, whole[: int(cut * len(whole))])
+
+
+@settings(max_examples=60)
+@given(st.binary() | st.text().map(str.encode))
+def test_a_manifest_of_random_bytes(
+    sample: Path, tmp_path_factory: pytest.TempPathFactory, noise: bytes
+) -> None:
+    refused(copied(sample, tmp_path_factory.mktemp("noise")), noise)
+
+
+def test_a_manifest_nested_without_end(sample: Path, tmp_path: Path) -> None:
+    refused(copied(sample, tmp_path), b'{"content":' + b"[" * 200_000)
+
+
+@settings(max_examples=60)
+@given(place=st.integers(min_value=0), byte=st.integers(1, 255))
+def test_a_flipped_byte_of_the_manifest(
+    sample: Path, tmp_path_factory: pytest.TempPathFactory, place: int, byte: int
+) -> None:
+    path = copied(sample, tmp_path_factory.mktemp("flip"))
+    data = bytearray((path / MANIFEST).read_bytes())
+    data[place % len(data)] ^= byte
+    (path / MANIFEST).write_bytes(bytes(data))
+    try:
+        opened = open_artifact(path)
+    except DataError:
+        return
+    # Only white space between values may change without notice.
+    assert (opened.content, opened.provenance) == (
+        open_artifact(sample).content,
+        open_artifact(sample).provenance,
+    )
+
+
+@given(
+    name=st.sampled_from(["a.bin", "inner/b.txt"]),
+    place=st.integers(0, 7),
+    byte=st.integers(1, 255),
+)
+@settings(max_examples=30)
+def test_a_flipped_byte_of_the_payload(
+    sample: Path, tmp_path_factory: pytest.TempPathFactory, name: str, place: int, byte: int
+) -> None:
+    path = copied(sample, tmp_path_factory.mktemp("payload"))
+    data = bytearray((path / name).read_bytes())
+    data[place % len(data)] ^= byte
+    (path / name).write_bytes(bytes(data))
+    found = faults(open_artifact(path))
+    assert len(found) == 1
+    assert found[0].startswith(f"{path / name}: expected sha256 ")
+
+
+def test_a_missing_and_a_truncated_file(sample: Path, tmp_path: Path) -> None:
+    path = copied(sample, tmp_path)
+    opened = open_artifact(path)
+    (path / "a.bin").write_bytes(b"1234567")
+    with pytest.raises(DataError, match=r"a\.bin: truncated .*expected 8 bytes; found 7 bytes"):
+        open_artifact(path)
+    (path / "a.bin").unlink()
+    with pytest.raises(DataError, match=r"a\.bin: missing file; try: make the artifact again"):
+        open_artifact(path)
+    assert faults(opened) == [f"{path / 'a.bin'}: missing"]
+
+
+def test_keys_know_config_and_inputs_before_there_is_anything(sample: Path) -> None:
+    expected = key_of("thing", CONFIG, INPUTS)
+    assert key(open_artifact(sample)) == expected
+    others = {
+        key_of("other", CONFIG, INPUTS),
+        key_of("thing", {"size": 4}, INPUTS),
+        key_of("thing", CONFIG, {"text": "1" * 64}),
+        key_of("thing", {}, {}),
+    }
+    assert len(others | {expected}) == 5
+    place = keyed(Path("out/text"), "thing", CONFIG, INPUTS)
+    assert place == Path(f"out/text-{expected[:8]}")
+
+
+def test_space(tmp_path: Path) -> None:
+    require_space(tmp_path, 0)
+    require_space(tmp_path / "not" / "yet" / "there", 1)
+    with pytest.raises(DataError, match=r"too little disk space; expected 10{21}\.00 GB free"):
+        require_space(tmp_path / "not" / "there", 10**30)
+    with pytest.raises(DataError, match=r"found [\d.]+ GB; try: free some space"):
+        require_space(Path("relative"), 10**30)
