@@ -6,6 +6,7 @@ expected. Not here: what any setting means (the file of the function that takes 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
@@ -42,7 +43,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError("is a folder", where=path, expected="a TOML file") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text ({error})", where=path) from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"not valid TOML ({error})", where=path) from error
 
 
@@ -51,7 +52,7 @@ def with_changes(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str,
 
     A value that is not TOML is taken as a string, so quotes may be left out.
     """
-    result: dict[str, Any] = json.loads(json.dumps(values))
+    result: dict[str, Any] = copy.deepcopy(dict(values))
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals or not name.strip():
@@ -86,9 +87,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def _first_fault(model: type[Settings], error: ValidationError, where: object) -> ConfigError:
@@ -114,10 +116,8 @@ def _keys_at(model: type[Settings], place: tuple[int | str, ...]) -> list[str]:
     """The keys the group of settings at `place` knows; empty where it is not a group."""
     group: Any = model
     for part in place:
-        if isinstance(part, int):
-            continue
-        field = group.model_fields.get(part) if hasattr(group, "model_fields") else None
-        group = None if field is None else _group_in(field.annotation)
+        if part in group.model_fields:  # otherwise an index, or the name of an entry
+            group = _group_in(group.model_fields[part].annotation)
         if group is None:
             return []
     return sorted(group.model_fields)
