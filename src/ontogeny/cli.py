@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from click import ClickException
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -242,8 +241,10 @@ def grow(
     require_space(folder, plan.num_bytes)
     with bars() as progress:
         watch = Bars(progress)
-        growth = Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, watch)
-        growth.run()
+        try:
+            Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, watch).run()
+        except KeyboardInterrupt:
+            _leave("stopped; the same command goes on from the last saved state", 130)
     print_table(*summary_rows(gather(folder)))
     out.print(f"page: {folder / 'report' / 'index.html'}")
     out.print(f"all of it took {as_time(time.monotonic() - began)}")
@@ -313,22 +314,15 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
+        app()
     except OntogenyError as error:
         _leave(f"error: {error}", 2)
-    except typer.Abort:
-        _leave("stopped", 130)
-    except ClickException as error:
-        error.show()
-        raise SystemExit(2) from None
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
         _leave(f"error: {error.filename or 'disk'}: {error.strerror}; {MENDABLE[error.errno]}", 2)
     except Stopped as stopped:
         _leave(str(stopped), 128 + stopped.signal_number)
-    except KeyboardInterrupt:
-        _leave("stopped; the same command goes on from the last saved state", 130)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ontogeny import artifact
@@ -110,7 +110,7 @@ def save_state(
         provenance=provenance,
     ) as draft:
         draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)
-        save_file(dict(optimizer), draft.folder / OPTIMIZER)
+        hf.write_tensors(optimizer, draft.folder / OPTIMIZER)
         if not step_folder(run.path, progress.step).exists():
             hf.save(model, draft.folder)
 

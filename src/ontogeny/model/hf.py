@@ -41,7 +41,17 @@ def save(model: NeoX, folder: Path, dtype: torch.dtype | None = None) -> None:
     }
     config = config_of(model.shape, next(iter(weights.values())).dtype)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(weights, folder / WEIGHTS)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises CheckpointError when the disk does not take it."""
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"cannot be written ({error})", where=path, fix="free some space, then go on"
+        ) from error
 
 
 def load(folder: Path) -> NeoX:

@@ -34,7 +34,7 @@ class Order:
     Orders of one store, seed and recipe start equal, also when one goes on for longer.
     """
 
-    store: Store
+    store: DocumentStore
     indices: Indices
     context_length: int
     start: str

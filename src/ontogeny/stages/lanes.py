@@ -12,7 +12,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -80,7 +81,7 @@ class Outcome:
     member: str
     train_seconds: float = 0.0
     score_seconds: float = 0.0
-    failure: OntogenyError | None = None
+    failure: OntogenyError | OSError | None = None
 
 
 def run_jobs(
@@ -102,7 +103,8 @@ def run_jobs(
                 job = waiting.popleft()
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=work, args=(job, sender), name=job.member)
-                process.start()
+                with interrupts_ignored():
+                    process.start()
                 sender.close()
                 running[receiver] = process, job
             ready = wait(list(running), POLL_SECONDS)
@@ -119,12 +121,25 @@ def run_jobs(
         _ask_to_leave([process for process, _ in running.values()])
 
 
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Start processes in the block so that Ctrl-C is the parent's to pass on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def work(job: Job, sender: Connection) -> None:
     """What a lane's process does."""
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         sender.send(_train_and_score(job, sender))
-    except OntogenyError as failure:
+    except (OntogenyError, OSError) as failure:
         sender.send(Outcome(job.member, failure=failure))
     except (Stopped, KeyboardInterrupt):
         raise SystemExit(LEFT) from None
@@ -181,7 +196,8 @@ class _Reporter:
         now = time.monotonic()
         self._tokens += self._settings.tokens_per_update
         if done == total or now - self._told >= REPORT_SECONDS:
-            self._sender.send(Report(self._settings.member, "train", done, total, self._tokens))
+            with suppress(BrokenPipeError):  # the parent is gone: the run is about to leave too
+                self._sender.send(Report(self._settings.member, "train", done, total, self._tokens))
             self._told = now
 
 

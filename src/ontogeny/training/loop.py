@@ -25,7 +25,7 @@ from ontogeny.checkpoints.store import (
     save_checkpoint,
     save_state,
 )
-from ontogeny.errors import TrainingError
+from ontogeny.errors import ConfigError, OrderError, TrainingError
 from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, roll
@@ -48,10 +48,12 @@ class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to leav
 def train(run: Run, batches: Batches, sinks: Sequence[Sink] = ()) -> None:
     """Take a run from where it stands to its last step.
 
-    Raises TrainingError when the loss is not finite, Stopped at SIGINT or SIGTERM once the state
+    Raises OrderError or ConfigError when run and batches do not fit, TrainingError when the loss is
+    not finite, Stopped at SIGINT or SIGTERM once the state
     is saved, and CheckpointError when a step computed again differs from the one saved.
     """
     settings, training = run.settings, run.settings.training
+    require_fit(run, batches)
     machine.keep_freed_memory()
     with locked(run.path), machine.threads(training.threads), stop_signals() as stop:
         start = run.start(batches.start)
@@ -92,6 +94,28 @@ def train(run: Run, batches: Batches, sinks: Sequence[Sink] = ()) -> None:
                 if stop.number and progress.step < settings.num_updates:
                     raise Stopped(progress.step, stop.number)
             saver.clean()
+
+
+def require_fit(run: Run, batches: Batches) -> None:
+    """Refuse, before anything is computed, an order too short or ids the model does not have."""
+    settings = run.settings
+    if batches.num_updates < settings.num_updates:
+        raise OrderError(
+            "the order is too short for the run",
+            where=run.path,
+            expected=f"{settings.num_updates} updates",
+            found=f"{batches.num_updates}",
+            fix="train for fewer tokens or make a longer order",
+        )
+    ids = int(batches.order.store.artifact.facts["vocabulary_size"])
+    if ids > settings.shape.vocab_size:
+        raise ConfigError(
+            "the vocabulary is larger than the model's",
+            where=run.path,
+            expected=f"at most {settings.shape.vocab_size} ids",
+            found=f"{ids}",
+            fix="encode with the vocabulary the model was made for",
+        )
 
 
 def accumulate(model: NeoX, rows: Tensor, run: Run) -> float:

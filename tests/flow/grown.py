@@ -1,0 +1,110 @@
+"""A tiny corpus, its store and order, and runs on it: real artifacts in a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ontogeny.artifact import open_artifact
+from ontogeny.config import build
+from ontogeny.order.batches import Batches
+from ontogeny.order.plan import build_order, open_order
+from ontogeny.suite import OrderSettings, RunSettings, VocabularySettings
+from ontogeny.text.documents import Document
+from ontogeny.tokens.encode import encode
+from ontogeny.tokens.store import open_store
+from ontogeny.tokens.vocabulary import build_vocabulary, open_vocabulary
+from ontogeny.training.run import Run, create_run
+
+CONTEXT = 16
+WORDS = ("the", "a", "river", "stone", "old", "small", "house", "door", "sees", "finds", "keeps")
+
+
+def documents(number: int = 60, seed: int = 0) -> list[Document]:
+    """Sentences of a few words, in two sources."""
+    random = np.random.RandomState(seed)
+    texts = [
+        " ".join(
+            " ".join(WORDS[index] for index in random.randint(0, len(WORDS), 24)).capitalize() + "."
+            for _ in range(4)
+        )
+        for _ in range(number)
+    ]
+    return [
+        Document(f"d{place}", text, "even" if place % 2 == 0 else "odd")
+        for place, text in enumerate(texts)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where the artifacts are that runs grow on."""
+
+    home: Path
+
+    @property
+    def store(self) -> Path:
+        return self.home / "store"
+
+    @property
+    def held_out(self) -> Path:
+        return self.home / "held-out"
+
+    @property
+    def vocabulary(self) -> Path:
+        return self.home / "vocabulary"
+
+    def batches(self, rows_per_update: int) -> Batches:
+        return Batches(open_order(self.home / "order", open_store(self.store)), rows_per_update)
+
+
+def prepare(home: Path) -> Ground:
+    """Make vocabulary, stores and order in `home`."""
+    ground = Ground(home)
+    texts = documents()
+    build_vocabulary(
+        VocabularySettings(size=270),
+        (document.text for document in texts),
+        ground.vocabulary,
+        inputs={},
+        base=home,
+    )
+    vocabulary = open_vocabulary(ground.vocabulary)
+    encode(texts, vocabulary, ground.store, config={}, inputs={})
+    encode(documents(8, seed=1), vocabulary, ground.held_out, config={}, inputs={})
+    settings = OrderSettings(context_length=CONTEXT)
+    store = open_store(ground.store)
+    build_order(store, settings, recipe="sound", num_windows=400, folder=home / "order")
+    return ground
+
+
+def settings(**training: object) -> RunSettings:
+    """A run of 24 updates of 4 rows, with a checkpoint at 9 steps and 5 full states."""
+    values = {
+        "tokens": 24 * 4 * CONTEXT,
+        "rows_per_update": 4,
+        "learning_rate": 1e-2,
+        "precision": "fp32",
+        "num_linear": 6,
+        "full_state_every": 2,
+    }
+    shape = {
+        "num_layers": 2,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "vocab_size": 384,
+        "context_length": CONTEXT,
+    }
+    run = {"member": "tiny", "recipe": "sound", "shape": shape, "init": "small-wang"}
+    return build(RunSettings, run | {"init_seed": 0, "training": values | training}, "test")
+
+
+def begin(ground: Ground, folder: Path, run_settings: RunSettings) -> Run:
+    """A run at `folder`, or the one that is there."""
+    inputs = {
+        "order": open_artifact(ground.home / "order", "order").digest,
+        "vocabulary": open_artifact(ground.vocabulary, "vocabulary").digest,
+    }
+    return create_run(folder, run_settings, inputs, tokenizer_files={})

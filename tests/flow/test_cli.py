@@ -1,0 +1,272 @@
+"""The command line as a user types it: what comes out, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from grown import Ground, begin, settings
+
+from ontogeny import cli
+from ontogeny.training.loop import train
+
+SUITES = Path(cli.__file__).parent / "suites"
+SUITE = """
+name = "tiny"
+[text]
+path = "text"
+[vocabulary]
+size = 300
+[order]
+context_length = 32
+[training]
+tokens = 1024
+rows_per_update = 8
+[[members]]
+size = ["14m"]
+"""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed and how it left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Type = Callable[..., Said]
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Type]:
+    """Type `ontogeny ...`."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ontogeny", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "suite.toml").write_text(SUITE)
+    return tmp_path / "suite.toml"
+
+
+def refused(said: Said, *parts: str) -> None:
+    """One line on standard error with all the parts, exit code 2, nothing on standard output."""
+    assert said.code == 2
+    assert len(said.err.strip().splitlines()) == 1, said.err
+    assert said.err.startswith("error: ")
+    for part in parts:
+        assert part in said.err
+
+
+def test_models_prints_the_published_table(say: Type) -> None:
+    said = say("models")
+    assert said.code == 0
+    rows = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    assert "85,056,000" in rows["160m"]
+    assert "162,322,944" in rows["160m"]
+    assert "OPT-125M" in rows["160m"]
+    assert rows["12b"].split()[1:3] == ["11,327,027,200", "11,846,072,320"]
+    assert len(rows) == 11
+
+
+def test_a_dry_run_plans_and_writes_nothing(say: Type, tmp_path: Path) -> None:
+    said = say("run", SUITES / "pythia.toml", "--out", tmp_path / "out", "--dry-run")
+    assert said.code == 0
+    assert "18 members" in said.out
+    lines = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    assert "11,327,027,200" in lines["12b-deduped"]
+    assert " 154 " in lines["70m"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_little_disk_is_refused_before_the_start(say: Type, tmp_path: Path) -> None:
+    said = say("run", SUITES / "pythia.toml", "--out", tmp_path / "out")
+    refused(said, "too little disk space", "GB free", "--out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_such_suite(say: Type, tmp_path: Path) -> None:
+    refused(
+        say("run", tmp_path / "none.toml", "--out", tmp_path / "o"), "none.toml", "no such file"
+    )
+
+
+def test_a_missing_option(say: Type, suite: Path) -> None:
+    said = say("run", suite)
+    assert said.code == 2
+    assert "--out" in said.err
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("trainin.tokens=5", ["unknown key 'trainin'", "did you mean 'training'?"]),
+        ("training.token=5", ["unknown key 'training.token'", "did you mean 'tokens'?"]),
+        ("training.tokens=many", ["training.tokens", "integer", "'many'"]),
+        ("members=[{size=['70mm']}]", ["unknown size '70mm'", "did you mean '70m'?"]),
+        ("order.context_length=0", ["order.context_length", "greater than or equal to 1"]),
+        ("nonsense", ["--set nonsense", "key=value"]),
+        (
+            "sizes.x={num_layers=40, hidden_size=5120, num_heads=36, learning_rate=1e-3}",
+            ["5120 is not divisible by num_heads 36", "swapped"],
+        ),
+    ],
+)
+def test_a_wrong_setting(say: Type, suite: Path, change: str, parts: list[str]) -> None:
+    said = say("run", suite, "--out", suite.parent / "out", "--set", change)
+    refused(said, *parts)
+    assert not (suite.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', ["a.jsonl:2", "JSON"]),
+        ("a.txt", b"caf\xe9 and more", ["a.txt", "UTF-8"]),
+        ("a.jsonl", b'{"body": "x"}\n', ["a.jsonl:1", "text"]),
+        ("a.jsonl", b"", ["empty"]),
+        (None, b"", ["text"]),
+    ],
+)
+def test_wrong_text(
+    say: Type, suite: Path, name: str | None, content: bytes, parts: list[str]
+) -> None:
+    if name is not None:
+        (suite.parent / "text" / name).write_bytes(content)
+    refused(say("run", suite, "--out", suite.parent / "out"), *parts)
+    assert not list((suite.parent / "out").glob("text*"))
+    assert not list((suite.parent / "out").glob(".*writing*"))
+
+
+def test_missing_text(say: Type, suite: Path) -> None:
+    (suite.parent / "text").rmdir()
+    refused(say("run", suite, "--out", suite.parent / "out"), "text", "no such file or folder")
+
+
+def run_file(folder: Path, ground: Ground) -> Path:
+    lines = [
+        f'store = "{ground.store}"',
+        f'vocabulary = "{ground.vocabulary}"',
+        'size = "one"',
+        "[order]",
+        "context_length = 16",
+        "[training]",
+        "tokens = 1536",
+        "rows_per_update = 4",
+        'precision = "fp32"',
+        "num_linear = 6",
+        "[sizes.one]",
+        "num_layers = 1",
+        "hidden_size = 16",
+        "num_heads = 2",
+        "learning_rate = 1e-2",
+    ]
+    path = folder / "run.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_train_generate_prune(say: Type, ground: Ground, tmp_path: Path) -> None:
+    file, run = run_file(tmp_path, ground), tmp_path / "run"
+    assert say("train", file, "--out", run).code == 0
+    assert (run / "steps" / "step24" / "model.safetensors").is_file()
+    assert "step 24 of 24" in say("train", file, "--out", run).out
+
+    said = say("generate", run, "The river", "--step", 24, "--tokens", 8)
+    assert said.code == 0
+    assert said.out.startswith("The river")
+    assert said.out == say("generate", run, "The river", "--step", 24, "--tokens", 8).out
+    refused(say("generate", run, "x", "--step", 3), "no checkpoint of step 3", "0, 1, 2, 4")
+
+    assert "freed" in say("prune", run).out
+    assert not list((run / "states").iterdir())
+    assert say("generate", run, "The river", "--step", 24, "--tokens", 8).out == said.out
+
+    refused(
+        say("train", file, "--out", run, "--set", "training.clip_norm=0.5"),
+        "holds a run of another config",
+        "training.clip_norm is 1.0 there, 0.5 here",
+    )
+    refused(say("train", file, "--out", run, "--set", "sise=1"), "'sise'", "did you mean 'size'?")
+
+
+def test_a_run_file_with_a_damaged_store(say: Type, ground: Ground, tmp_path: Path) -> None:
+    shutil.copytree(ground.store, tmp_path / "store")
+    with (tmp_path / "store" / "tokens.bin").open("ab") as tokens:
+        tokens.write(b"\0\0")
+    file = run_file(tmp_path, ground)
+    said = say("train", file, "--out", tmp_path / "run", "--set", f"store={tmp_path / 'store'}")
+    refused(said, "tokens.bin", "truncated or altered", "bytes")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run(say: Type, tmp_path: Path) -> None:
+    refused(say("generate", tmp_path, "x", "--step", 1), "not an artifact", "manifest.json")
+    refused(say("report", tmp_path, "--out", tmp_path / "r"), "not the folder of a suite")
+
+
+def test_a_folder_that_may_not_be_written(say: Type, suite: Path) -> None:
+    (suite.parent / "text" / "a.txt").write_text("A text. " * 50)
+    refused(say("run", suite, "--out", "/sys/ontogeny"), "/sys/ontogeny", "--out")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_the_run_whole(
+    say: Type, ground: Ground, tmp_path: Path, small_disk: Path
+) -> None:
+    file, run = run_file(tmp_path, ground), small_disk / "run"
+    said = say("train", file, "--out", run)
+    refused(said, "o space left")
+    assert not list(run.rglob(".*writing*"))
+    whole = sorted(path.name for path in (run / "steps").iterdir())
+    assert whole
+    for name in whole:
+        json.loads((run / "steps" / name / "manifest.json").read_text())
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert "step 24 of 24" in say("train", file, "--out", run).out
+
+
+def test_a_bug_keeps_its_traceback(
+    say: Type, ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(ground, tmp_path / "run", settings())
+    train(run, ground.batches(4))
+    monkeypatch.setattr("ontogeny.checkpoints.store.drop_states", None)
+    with pytest.raises(TypeError):
+        say("prune", run.path)
