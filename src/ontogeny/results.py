@@ -120,7 +120,7 @@ METRICS_KEYS = frozenset(field.name for field in fields(UpdateMetrics))
 
 def read_metrics(path: Path) -> Iterator[UpdateMetrics]:
     """The updates of a run in order. Raises EvaluationError naming a line that is not one."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="backslashreplace") as file:
         for number, line in enumerate(file, start=1):
             row = parse_metrics(line)
             if row is None or row.update != number - 1:
@@ -144,7 +144,15 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
 
 def _read(path: Path, schema: Any) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path, schema=schema).to_pylist()
+        table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise EvaluationError(f"unreadable table ({error})", where=path) from error
+    if not table.schema.equals(schema):
+        raise EvaluationError(
+            "a table with other columns",
+            where=path,
+            expected=", ".join(f"{column.name} {column.type}" for column in schema),
+            found=", ".join(f"{column.name} {column.type}" for column in table.schema),
+        )
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows

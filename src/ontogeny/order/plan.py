@@ -34,7 +34,7 @@ class Order:
     Orders of one store, seed and recipe start equal, also when one goes on for longer.
     """
 
-    store: DocumentStore
+    store: Store
     indices: Indices
     context_length: int
     start: str
@@ -42,6 +42,13 @@ class Order:
     @property
     def num_windows(self) -> int:
         return len(self.indices.windows)
+
+    @property
+    def num_ids(self) -> int | None:
+        """Ids the store's vocabulary has, None where the store does not say."""
+        if not isinstance(self.store, DocumentStore):
+            return None
+        return int(self.store.artifact.facts["vocabulary_size"])
 
     def row(self, place: int) -> np.ndarray:
         """The window at a place: int64 [T + 1]."""

@@ -30,6 +30,7 @@ from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, roll
 from ontogeny.results import UpdateMetrics
+from ontogeny.suite import RunSettings
 from ontogeny.training import machine
 from ontogeny.training.metrics import METRICS, MetricsFile, Sink
 from ontogeny.training.optimizer import AdamW
@@ -49,8 +50,8 @@ def train(run: Run, batches: Batches, sinks: Sequence[Sink] = ()) -> None:
     """Take a run from where it stands to its last step.
 
     Raises OrderError or ConfigError when run and batches do not fit, TrainingError when the loss is
-    not finite, Stopped at SIGINT or SIGTERM once the state
-    is saved, and CheckpointError when a step computed again differs from the one saved.
+    not finite, Stopped at SIGINT or SIGTERM once the state is saved, and CheckpointError when a
+    step computed again differs from the one saved.
     """
     settings, training = run.settings, run.settings.training
     require_fit(run, batches)
@@ -69,7 +70,7 @@ def train(run: Run, batches: Batches, sinks: Sequence[Sink] = ()) -> None:
                 began = time.perf_counter()
                 rows = batches(update)  # int64 [rows, T + 1], a function of the update alone
                 rate = learning_rate(update, settings)
-                loss = accumulate(model, torch.from_numpy(rows), run)
+                loss = accumulate(model, torch.from_numpy(rows), settings)
                 norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm).item()
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise not_finite(run, update, loss, norm)
@@ -107,20 +108,20 @@ def require_fit(run: Run, batches: Batches) -> None:
             found=f"{batches.num_updates}",
             fix="train for fewer tokens or make a longer order",
         )
-    ids = int(batches.order.store.artifact.facts["vocabulary_size"])
-    if ids > settings.shape.vocab_size:
+    num_ids = batches.order.num_ids
+    if num_ids is not None and num_ids > settings.shape.vocab_size:
         raise ConfigError(
             "the vocabulary is larger than the model's",
             where=run.path,
             expected=f"at most {settings.shape.vocab_size} ids",
-            found=f"{ids}",
+            found=f"{num_ids}",
             fix="encode with the vocabulary the model was made for",
         )
 
 
-def accumulate(model: NeoX, rows: Tensor, run: Run) -> float:
+def accumulate(model: NeoX, rows: Tensor, settings: RunSettings) -> float:
     """Add the gradient of the mean loss over int64 rows [N, T + 1]; that loss."""
-    training = run.settings.training
+    training = settings.training
     dtype = machine.require_precision(training.precision)
     micro_batches = rows.to(machine.device()).split(training.micro_batch_rows or len(rows))
     total = 0.0
