@@ -6,6 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Small tensors gain nothing from threads, and on a busy machine lose fiftyfold by them. Read when
+# torch is first imported, so also by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("ontogeny", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("ontogeny")
 
 BESIDE_THE_CHECKOUT = Path(__file__).parents[2] / "shared" / "reference"
 
