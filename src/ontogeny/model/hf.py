@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ontogeny.errors import CheckpointError
+from ontogeny.config import build
+from ontogeny.errors import CheckpointError, ConfigError
 from ontogeny.model.neox import NeoX
 from ontogeny.shape import Activation, Shape
 
@@ -28,6 +28,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+}
+# What `NeoX` computes in one way only.
+FIXED = {
+    "model_type": "gpt_neox",
+    "use_parallel_residual": True,
+    "tie_word_embeddings": False,
+    "attention_bias": True,
+    "rope_scaling": None,
 }
 # Buffers that old files carry beside the parameters; the model computes them.
 BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -60,7 +68,7 @@ def load(folder: Path) -> NeoX:
     Called on int64 tokens [batch, time] it returns logits [batch, time, vocab]. Raises
     CheckpointError for a file, key or tensor that is missing, damaged or of another shape.
     """
-    shape = shape_of(read_config(folder))
+    shape = shape_of(read_config(folder), folder / CONFIG)
     with torch.device("meta"):
         model = NeoX(shape)
     weights = read_weights(folder)
@@ -117,30 +125,35 @@ def shape_of(config: Mapping[str, Any], where: object = CONFIG) -> Shape:
 
     Raises CheckpointError for what `NeoX` does not compute.
     """
-    rope = config.get("rope_parameters") or {}
-    fixed = {"model_type": "gpt_neox", "use_parallel_residual": True, "tie_word_embeddings": False}
-    for key, value in fixed.items():
+    for key, value in FIXED.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{key} is not supported", where=where, expected=value,
                                   found=config[key])  # fmt: skip
     try:
+        rope = config.get("rope_parameters") or {}
+        if rope.get("rope_type", "default") != "default":
+            raise CheckpointError("rope_type is not supported", where=where, expected="default",
+                                  found=rope["rope_type"])  # fmt: skip
         if config["intermediate_size"] != 4 * config["hidden_size"]:
             raise CheckpointError("intermediate_size must be 4 times hidden_size", where=where)
-        return Shape(
-            num_layers=config["num_hidden_layers"],
-            hidden_size=config["hidden_size"],
-            num_heads=config["num_attention_heads"],
-            vocab_size=config["vocab_size"],
-            context_length=config["max_position_embeddings"],
-            activation=ACTIVATIONS[config.get("hidden_act", "gelu")],
-            rotary_tables=config.get("rotary_tables", "float32"),
-            rotary_fraction=config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25)),
-            rotary_base=float(config.get("rotary_emb_base", rope.get("rope_theta", 10000))),
-            layer_norm_eps=config.get("layer_norm_eps", 1e-5),
-        )
+        values = {
+            "num_layers": config["num_hidden_layers"],
+            "hidden_size": config["hidden_size"],
+            "num_heads": config["num_attention_heads"],
+            "vocab_size": config["vocab_size"],
+            "context_length": config["max_position_embeddings"],
+            "activation": ACTIVATIONS[config.get("hidden_act", "gelu")],
+            "rotary_tables": config.get("rotary_tables", "float32"),
+            "rotary_fraction": config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25)),
+            "rotary_base": config.get("rotary_emb_base", rope.get("rope_theta", 10000)),
+            "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
+        }
+        return build(Shape, values, where)
     except KeyError as error:
         raise CheckpointError(f"missing or unknown {error}", where=where) from error
-    except (ValidationError, TypeError, AttributeError) as error:
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    except (TypeError, AttributeError) as error:
         raise CheckpointError(f"not a GPT-NeoX configuration ({error})", where=where) from error
 
 
@@ -171,8 +184,13 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: the whole one, or the shards its index names."""
     if (folder / SHARDS).is_file():
-        index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        try:
+            index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+            return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"not an index of shards ({type(error).__name__}: {error})", where=folder / SHARDS
+            ) from error
     if not (folder / WEIGHTS).is_file():
         raise CheckpointError("no weights", where=folder, expected=f"{WEIGHTS} or {SHARDS}")
     return [folder / WEIGHTS]
@@ -181,7 +199,7 @@ def weight_files(folder: Path) -> list[Path]:
 def check_tensors(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: object
 ) -> None:
-    """Raise CheckpointError unless the names and shapes of two sets of tensors agree."""
+    """Raise CheckpointError unless names and shapes agree and what was found can be trained."""
     for name, tensor in expected.items():
         if name not in found:
             raise CheckpointError(f"missing tensor {name}", where=where)
@@ -191,6 +209,13 @@ def check_tensors(
                 where=where,
                 expected=list(tensor.shape),
                 found=list(found[name].shape),
+            )
+        if not found[name].is_floating_point():
+            raise CheckpointError(
+                f"tensor {name} is of another kind",
+                where=where,
+                expected="floating-point numbers",
+                found=found[name].dtype,
             )
     unknown = sorted(found.keys() - expected.keys())
     if unknown:
