@@ -226,23 +226,25 @@ def grow(
     from ontogeny.report.evidence import gather
     from ontogeny.report.tables import summary_rows
     from ontogeny.stages.graph import Growth
-    from ontogeny.stages.plan import as_bytes, as_time, plan_rows, plan_suite
+    from ontogeny.stages.plan import as_bytes, as_time, plan_rows, plan_suite, stage_rows
 
     began = time.monotonic()
     suite = load_suite(suite_file, changes)
-    plan = plan_suite(suite)
+    plan = plan_suite(suite, suite_file.parent)
     out.print(
         f"{suite.name}: {len(plan.members)} members, {plan.num_lanes} at a time, "
         f"{plan.precision}, about {as_bytes(plan.num_bytes)} on disk and {as_time(plan.seconds)}"
     )
-    if dry_run:
-        print_table(*plan_rows(plan))
-        return
-    require_space(folder, plan.num_bytes)
     with bars() as progress:
-        watch = Bars(progress)
+        growth = Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, Bars(progress))
+        if dry_run:
+            print_table(*stage_rows(plan, growth.look()))
+            out.print()
+            print_table(*plan_rows(plan))
+            return
+        require_space(folder, plan.num_bytes)
         try:
-            Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, watch).run()
+            growth.run()
         except KeyboardInterrupt:
             _leave("stopped; the same command goes on from the last saved state", 130)
     print_table(*summary_rows(gather(folder)))

@@ -18,8 +18,9 @@ from ontogeny.evaluation.score import Request
 from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import Vocabulary
 
-# A passage ends at a sentence whose last word is plain and at least three letters long.
-SENTENCE_END = re.compile(r"(?<=[a-z]{3})[.!?](?=[\s\"')\]]|$)")
+# A passage ends at a sentence whose last word is plain and at least three letters long. What closes
+# with the sentence belongs to it, so that the next passage does not begin with a closing quote.
+SENTENCE_END = re.compile(r"(?<=[a-z]{3})[.!?][\"')\]]*(?=\s|$)")
 LAST_WORD = re.compile(r"^(?P<context>.*\S)\s(?P<word>[A-Za-z]{3,})$", re.DOTALL)
 MIN_WORDS, MAX_WORDS = 20, 60
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ontogeny.artifact import Artifact, keyed, open_artifact
+from ontogeny.errors import DataError
 from ontogeny.order.plan import build_order, order_config
 from ontogeny.report.site import build_report, report_config, report_inputs
 from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, scores_folder
@@ -39,7 +40,7 @@ from ontogeny.tokens.vocabulary import (
     vocabulary_inputs,
 )
 from ontogeny.training.machine import resolve_precision
-from ontogeny.training.run import Run, create_run
+from ontogeny.training.run import create_run, open_run
 
 HELD_OUT = "held-out"
 
@@ -57,6 +58,10 @@ class Watch(Protocol):
         """A member got further."""
 
 
+class Missing(Exception):  # noqa: N818 (an answer, not an error)
+    """A stage is not done, and was only looked for."""
+
+
 @dataclass(slots=True)
 class Growth:
     """A suite being grown in the folder `home`.
@@ -71,6 +76,7 @@ class Growth:
     cache: Path | None
     num_lanes: int
     watch: Watch
+    only_look: bool = False
     found: dict[str, Artifact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -83,6 +89,18 @@ class Growth:
         self.prepare()
         self.grow()
         return self.report()
+
+    def look(self) -> list[str]:
+        """The stages that are done, found without making or writing anything."""
+        self.only_look = True
+        try:
+            self.prepare()
+            for job in self._jobs():
+                self._stage_of_run(job)
+            self.report()
+        except (Missing, DataError):  # text that is not there yet is told when it is read
+            pass
+        return list(self.found)
 
     def prepare(self) -> None:
         """From text to orders."""
@@ -102,23 +120,14 @@ class Growth:
 
     def grow(self) -> None:
         """Train and score every member that is not done."""
-        vocab_size = int(self.found["vocabulary"].facts["size"])
-        precision = resolve_precision(self.suite.training.precision)
-        jobs = []
-        for member in self.suite.table():
-            settings = self.suite.run_settings(member, vocab_size, precision)
-            run = self._begin(member, settings)
-            job = self._job(member, settings, run)
-            if run.is_finished and scores_folder(job).exists():
-                self._finish(job)
-            else:
-                jobs.append(job)
-        by_name = {job.member: job for job in jobs}
+        jobs = {job.member: job for job in self._jobs() if not self._stage_of_run(job)}
+        for job in jobs.values():
+            self._begin(job)
         run_jobs(
-            jobs,
+            list(jobs.values()),
             self.num_lanes,
             self.watch.reported,
-            lambda outcome: self._finish(by_name[outcome.member], outcome),
+            lambda outcome: self._finish(jobs[outcome.member], outcome),
         )
 
     def report(self) -> Artifact:
@@ -188,28 +197,43 @@ class Growth:
             ),
         )
 
-    def _begin(self, member: Member, settings: RunSettings) -> Run:
-        vocabulary = self.found["vocabulary"]
-        inputs = {
-            "order": self.found[f"orders/{member.corpus}"].digest,
-            "vocabulary": vocabulary.digest,
-        }
-        folder = keyed(self._place(f"runs/{member.name}"), "run", settings.resolved(), inputs)
-        files = {name: vocabulary.path / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
-        return create_run(folder, settings, inputs, tokenizer_files=files)
+    def _jobs(self) -> list[Job]:
+        """Every member with what it is made from."""
+        vocab_size = int(self.found["vocabulary"].facts["size"])
+        precision = resolve_precision(self.suite.training.precision)
+        return [
+            self._job(member, self.suite.run_settings(member, vocab_size, precision))
+            for member in self.suite.table()
+        ]
 
-    def _job(self, member: Member, settings: RunSettings, run: Run) -> Job:
-        found = self.found
+    def _job(self, member: Member, settings: RunSettings) -> Job:
+        found, place = self.found, self._place(f"runs/{member.name}")
+        inputs = {
+            "order": found[f"orders/{member.corpus}"].digest,
+            "vocabulary": found["vocabulary"].digest,
+        }
         return Job(
             settings=settings,
             evaluation=self.suite.evaluation,
-            run=run.path,
+            run=keyed(place, "run", settings.resolved(), inputs),
+            run_inputs=inputs,
             store=found[f"stores/{member.corpus}"].path,
             order=found[f"orders/{member.corpus}"].path,
             held_out=found[f"stores/{HELD_OUT}"].path,
             vocabulary=found["vocabulary"].path,
             scores=self._place(f"scores/{member.name}"),
         )
+
+    def _stage_of_run(self, job: Job) -> bool:
+        """Note a member's run and scores if both are done; whether they are."""
+        if not (job.run.exists() and open_run(job.run).is_finished and scores_folder(job).exists()):
+            return False
+        self._finish(job)
+        return True
+
+    def _begin(self, job: Job) -> None:
+        files = {name: job.vocabulary / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
+        create_run(job.run, job.settings, job.run_inputs, tokenizer_files=files)
 
     def _finish(self, job: Job, outcome: Outcome | None = None) -> None:
         run, scores = open_artifact(job.run, "run"), open_artifact(scores_folder(job), "scores")
@@ -228,6 +252,8 @@ class Growth:
         folder = keyed(self._place(name), kind, config, inputs)
         if folder.exists():
             return self._done(name, open_artifact(folder, kind), None)
+        if self.only_look:
+            raise Missing(name)
         self.watch.began(name)
         began = time.monotonic()
         return self._done(name, make(folder), time.monotonic() - began)
@@ -235,6 +261,8 @@ class Growth:
     def _done(self, name: str, artifact: Artifact, seconds: float | None) -> Artifact:
         """Note an artifact; `seconds` is what making it took, None if it was there."""
         self.found[name] = artifact
+        if self.only_look:
+            return artifact
         path = artifact.path.relative_to(self.home).as_posix()
         if seconds is not None:
             self.seconds[path] = self.seconds.get(path, 0.0) + seconds

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -40,11 +40,12 @@ LEFT = 128 + signal.SIGINT  # the exit code of a process that was asked to leave
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One member: its run (already begun), what it reads, and what its scores are to be called."""
+    """One member: its run, what that is made from, and what its scores are to be called."""
 
     settings: RunSettings
     evaluation: EvaluationSettings
     run: Path
+    run_inputs: Mapping[str, str]
     store: Path
     order: Path
     held_out: Path

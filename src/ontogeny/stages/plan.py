@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ontogeny.model.neox import DTYPES
-from ontogeny.suite import Member, RunSettings, Suite
+from ontogeny.suite import Member, RunSettings, Suite, TextSettings
 from ontogeny.training.machine import device, resolve_precision, threads
 
 SHARE_OF_MATMUL = 0.5  # what training reaches of it at small sizes; see docs/performance.md
 PREPARED_BYTES_PER_SECOND = 0.5e6  # of text: read, cut, learned from, encoded
+REPORT_SECONDS = 3.0
+START_SECONDS = 4.0  # of a process: most of it is importing torch
 FORWARD_SHARE = 1 / 3  # of the operations of a training step
 MASTER_BYTES, MOMENT_BYTES = 4, 8  # a parameter, in a checkpoint and in a full state
 STORED_BYTES = 2  # a byte of text, as compressed text and as tokens, for both corpora
@@ -56,11 +59,7 @@ class SuitePlan:
     num_lanes: int
     flops_per_second: float
     precision: str
-
-    @property
-    def num_text_bytes(self) -> int:
-        """Bytes of text, where the suite states them; of a path, it is not known before."""
-        return sum(self.suite.text.components.values())
+    num_text_bytes: int  # 0 where the text is not there yet
 
     @property
     def num_bytes(self) -> int:
@@ -80,16 +79,23 @@ class SuitePlan:
         )
         return flops * FORWARD_SHARE / (self.flops_per_second * SHARE_OF_MATMUL)
 
+    def member_seconds(self, one: MemberPlan) -> float:
+        """Estimated seconds of a member's process, from its start to its last score."""
+        return START_SECONDS + self.train_seconds([one]) + self.score_seconds([one])
+
     @property
     def seconds(self) -> float:
         """Estimated seconds for the whole suite: its lanes side by side, its costliest member."""
-        costs = [self.train_seconds([one]) + self.score_seconds([one]) for one in self.members]
+        costs = [self.member_seconds(one) for one in self.members]
         side_by_side = max(sum(costs) / self.num_lanes, max(costs))
         return self.num_text_bytes / PREPARED_BYTES_PER_SECOND + side_by_side
 
 
-def plan_suite(suite: Suite) -> SuitePlan:
-    """Resolve every member and measure the machine. Raises ConfigError for one that cannot be."""
+def plan_suite(suite: Suite, base: Path) -> SuitePlan:
+    """Resolve every member and measure the machine; the text's path is relative to `base`.
+
+    Raises ConfigError for a member that cannot be.
+    """
     vocab_size = suite.vocabulary.size
     # A vocabulary file of unstated size is counted as Pythia's; it only matters to the plan.
     precision = resolve_precision(suite.training.precision)
@@ -99,7 +105,15 @@ def plan_suite(suite: Suite) -> SuitePlan:
     ]
     num_lanes = lanes(suite.training.threads)
     rate = matmul_rate(DTYPES[precision], suite.training.threads)
-    return SuitePlan(suite, members, num_lanes, rate, precision)
+    return SuitePlan(suite, members, num_lanes, rate, precision, text_bytes(suite.text, base))
+
+
+def text_bytes(settings: TextSettings, base: Path) -> int:
+    """The bytes of text a suite reads: as its components state, or as the files at its path are."""
+    if settings.path is None:
+        return sum(settings.components.values())
+    files = [base / settings.path, *(base / settings.path).rglob("*")]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def lanes(num_threads: int) -> int:
@@ -122,6 +136,31 @@ def matmul_rate(dtype: torch.dtype, num_threads: int, seconds: float = 0.2) -> f
     return 2 * 1024 * 512 * 1024 / best
 
 
+def stage_rows(plan: SuitePlan, there: Collection[str]) -> tuple[list[str], list[list[str]]]:
+    """The stages in order, with their state and what is left of the estimated time."""
+    text = plan.num_text_bytes / PREPARED_BYTES_PER_SECOND
+    corpora = list(dict.fromkeys(one.member.corpus for one in plan.members))
+    prepared = ["text", "vocabulary", *(f"stores/{name}" for name in (*corpora, "held-out"))]
+    seconds = dict.fromkeys(prepared, text / len(prepared))
+    seconds |= {f"orders/{name}": 0.0 for name in corpora}
+    for one in plan.members:
+        seconds[f"runs/{one.member.name}"] = plan.train_seconds([one])
+        seconds[f"scores/{one.member.name}"] = plan.score_seconds([one])
+    seconds["report"] = REPORT_SECONDS
+    unknown = [] if plan.num_text_bytes else prepared
+    rows = [
+        [name, "there" if name in there else "to do", _left(name, time, there, unknown)]
+        for name, time in seconds.items()
+    ]
+    return ["stage", "state", "time (estimate)"], rows
+
+
+def _left(name: str, seconds: float, there: Collection[str], unknown: Collection[str]) -> str:
+    if name in there:
+        return "-"
+    return "not known" if name in unknown else as_time(seconds)
+
+
 def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
     """The plan as a table: a row a member, and one for all."""
     header = ["member", "non-embedding", "parameters", "updates", "tokens", "checkpoints",
@@ -129,7 +168,7 @@ def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in plan.members:
         shape = one.settings.shape
-        seconds = plan.train_seconds([one]) + plan.score_seconds([one])
+        seconds = plan.member_seconds(one)
         rows.append(
             [
                 one.member.name,

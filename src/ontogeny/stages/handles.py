@@ -1,0 +1,109 @@
+"""A grown suite in Python: `ontogeny.open("demo").member("1m").checkpoint(48).load()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ontogeny.checkpoints.store import list_steps, load_checkpoint, step_folder
+from ontogeny.evaluation.sweep import SCORES
+from ontogeny.model.neox import NeoX
+from ontogeny.order.batches import Batches
+from ontogeny.order.plan import open_order
+from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.suite import Record, RunSettings, read_record
+from ontogeny.tokens.store import DocumentStore, open_store
+from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
+from ontogeny.training.metrics import METRICS
+from ontogeny.training.run import open_run
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCheckpoint:
+    """The state of a member after `step` updates."""
+
+    run: Path
+    step: int
+
+    @property
+    def path(self) -> Path:
+        """A folder that `transformers` loads too."""
+        return step_folder(self.run, self.step)
+
+    def load(self) -> NeoX:
+        """The model; every tensor is checked against its recorded digest."""
+        return load_checkpoint(self.run, self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMember:
+    """One model of a suite, through its growth."""
+
+    suite: OpenSuite
+    name: str
+
+    @property
+    def run(self) -> Path:
+        return self.suite.path(f"runs/{self.name}")
+
+    @property
+    def settings(self) -> RunSettings:
+        return open_run(self.run).settings
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of."""
+        return list_steps(self.run)
+
+    def checkpoint(self, step: int) -> OpenCheckpoint:
+        return OpenCheckpoint(self.run, step)
+
+    def vocabulary(self) -> Vocabulary:
+        return load_vocabulary(self.run / TOKENIZER)
+
+    def metrics(self) -> Iterator[UpdateMetrics]:
+        """What was logged of every update."""
+        return read_metrics(self.run / METRICS)
+
+    def scores(self) -> list[Score]:
+        return read_scores(self.suite.path(f"scores/{self.name}") / SCORES)
+
+    def batch(self, update: int) -> np.ndarray:
+        """The rows that took the member from step `update` to the next: int64 [rows, T + 1]."""
+        table = {member.name: member.corpus for member in self.suite.record.suite.table()}
+        corpus = table[self.name]
+        order = open_order(self.suite.path(f"orders/{corpus}"), self.suite.store(corpus))
+        return Batches(order, self.settings.training.rows_per_update)(update)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSuite:
+    """A suite that has been grown in the folder `home`."""
+
+    home: Path
+    record: Record
+
+    @property
+    def members(self) -> list[str]:
+        return [member.name for member in self.record.suite.table()]
+
+    def member(self, name: str) -> OpenMember:
+        """A member by its name. Raises ConfigError naming the nearest if there is none."""
+        self.record.stage(f"runs/{name}")
+        return OpenMember(self, name)
+
+    def store(self, corpus: str) -> DocumentStore:
+        """The tokens of `standard`, `deduped` or `held-out`."""
+        return open_store(self.path(f"stores/{corpus}"))
+
+    def path(self, stage: str) -> Path:
+        """The folder of a stage's artifact."""
+        return self.home / self.record.stage(stage).path
+
+
+def open_suite(home: str | Path) -> OpenSuite:
+    """Open the folder a suite was grown in. Raises ConfigError if it is not one."""
+    return OpenSuite(Path(home), read_record(Path(home)))
