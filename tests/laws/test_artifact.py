@@ -83,6 +83,12 @@ def test_identity_is_content_alone(tmp_path: Path) -> None:
     assert write(tmp_path / "three", FILES | {"a.bin": b"12345679"}).digest != made.digest
 
 
+def test_files_are_listed_in_order(tmp_path: Path) -> None:
+    names = [f"{7 * number % 20:02}" for number in range(20)]
+    made = write(tmp_path / "thing", dict.fromkeys(names, b"") | {"05x/inner": b""})
+    assert list(made.files) == sorted([*names, "05x/inner"])
+
+
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit, DataError])
 def test_nothing_is_left_of_what_failed(tmp_path: Path, stop: type[BaseException]) -> None:
     def fail() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.held_out import (
@@ -27,7 +28,7 @@ from ontogeny.shape import Shape
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import DocumentStore, open_store
-from ontogeny.tokens.vocabulary import Vocabulary, train_vocabulary
+from ontogeny.tokens.vocabulary import END_OF_DOCUMENT, Vocabulary, train_vocabulary
 
 CONTEXT = 96
 SENTENCE = "the owl saw how rain fell on old stones and thought of winter élan as ships went by"
@@ -187,6 +188,29 @@ def test_last_words_are_what_a_model_would_read(
         ids = (vocabulary.eod, *vocabulary.encode(context + word))
         assert ids == item.request.context + item.request.target
         assert item.request.num_inputs <= CONTEXT
+
+
+def test_words_that_grow_together_with_their_context_are_left_out(tmp_path: Path) -> None:
+    """In a vocabulary whose tokens may reach over spaces, a target is not always its own tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS.values(), trainer)
+    wide = Vocabulary(tokenizer.to_str())
+    store = store_of(TEXTS, wide, tmp_path / "wide")
+    items = last_words(store, wide, 400, 10**6)
+    for item in items:
+        whole = wide.decode(item.request.context[1:] + item.request.target)
+        assert (wide.eod, *wide.encode(whole)) == item.request.context + item.request.target
+    narrow = train_vocabulary(iter(TEXTS.values()), 320)
+    every = last_words(store_of(TEXTS, narrow, tmp_path / "narrow"), narrow, 400, 10**6)
+    assert 0 < len(items) < len(every)
 
 
 def test_documents_take_turns(store: DocumentStore, vocabulary: Vocabulary) -> None:

@@ -72,6 +72,7 @@ def test_laws_of_the_steps(num_updates: int, num_linear: int) -> None:
         assert step % spacing == 0 or power or step == num_updates
     below = [2**power for power in range(18) if 2**power < min(spacing, num_updates + 1)]
     assert set(below) <= set(steps)
+    assert spacing == 1 or abs(spacing - num_updates / num_linear) <= 0.5
 
 
 def test_golden_steps(golden: Path) -> None:
