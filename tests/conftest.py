@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from grown import Ground, prepare
+
 # Small tensors gain nothing from threads, and on a busy machine lose fiftyfold by them. Read when
 # torch is first imported, so also by the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,3 +31,9 @@ def reference() -> Path:
 @pytest.fixture(scope="session")
 def golden(reference: Path) -> Path:
     return reference / "golden"
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """A tiny corpus prepared for runs, shared and never written to."""
+    return prepare(tmp_path_factory.mktemp("ground"))

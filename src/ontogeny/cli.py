@@ -53,7 +53,7 @@ app = typer.Typer(
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/2m")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/1m")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting")
 ]
@@ -235,18 +235,19 @@ def grow(
         f"{suite.name}: {len(plan.members)} members, {plan.num_lanes} at a time, "
         f"{plan.precision}, about {as_bytes(plan.num_bytes)} on disk and {as_time(plan.seconds)}"
     )
-    with bars() as progress:
-        growth = Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, Bars(progress))
-        if dry_run:
-            print_table(*stage_rows(plan, growth.look()))
-            out.print()
-            print_table(*plan_rows(plan))
-            return
-        require_space(folder, plan.num_bytes)
-        try:
+    progress = bars()
+    growth = Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, Bars(progress))
+    if dry_run:
+        print_table(*stage_rows(plan, growth.look()))
+        out.print()
+        print_table(*plan_rows(plan))
+        return
+    require_space(folder, plan.num_bytes)
+    try:
+        with progress:
             growth.run()
-        except KeyboardInterrupt:
-            _leave("stopped; the same command goes on from the last saved state", 130)
+    except KeyboardInterrupt:
+        _leave("stopped; the same command goes on from the last saved state", 130)
     print_table(*summary_rows(gather(folder)))
     out.print(f"page: {folder / 'report' / 'index.html'}")
     out.print(f"all of it took {as_time(time.monotonic() - began)}")
