@@ -238,7 +238,10 @@ def grow(
     progress = bars()
     growth = Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, Bars(progress))
     if dry_run:
-        print_table(*stage_rows(plan, growth.look()))
+        obstacle = growth.look()
+        print_table(*stage_rows(plan, growth.found))
+        if obstacle is not None:
+            out.print(f"not there yet: {obstacle}", markup=False, highlight=False)
         out.print()
         print_table(*plan_rows(plan))
         return

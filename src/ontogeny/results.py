@@ -138,9 +138,8 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
     """The update a line records, or None if the line is torn or foreign."""
     try:
         values: Any = json.loads(line)
-        if set(values) != METRICS_KEYS or not all(map(_is_value, values.values())):
-            return None
-        return UpdateMetrics(**values)
+        is_row = isinstance(values, dict) and values.keys() == METRICS_KEYS
+        return UpdateMetrics(**values) if is_row and all(map(_is_value, values.values())) else None
     except (ValueError, TypeError):
         return None
 

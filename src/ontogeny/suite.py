@@ -205,7 +205,7 @@ class Member:
     size_settings: SizeSettings
 
 
-class Growth(Settings):
+class SharedSettings(Settings):
     """What every member of a suite shares: recipe, order, training, and the suite's own sizes."""
 
     recipe: RecipeName = "sound"
@@ -277,7 +277,7 @@ class Growth(Settings):
         )
 
 
-class Suite(Growth):
+class Suite(SharedSettings):
     """A suite as its file states it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -303,7 +303,7 @@ class Suite(Growth):
         ]
 
 
-class RunFile(Growth):
+class RunFile(SharedSettings):
     """A single run as its file states it: a size, and the store to train it on."""
 
     store: str  # folder of a store artifact, relative to the file

@@ -90,17 +90,22 @@ class Growth:
         self.grow()
         return self.report()
 
-    def look(self) -> list[str]:
-        """The stages that are done, found without making or writing anything."""
+    def look(self) -> str | None:
+        """Find the stages that are done, without making or writing anything.
+
+        What stands in the way of finding more, such as text that is not there yet, or None.
+        """
         self.only_look = True
         try:
             self.prepare()
             for job in self._jobs():
                 self._stage_of_run(job)
             self.report()
-        except (Missing, DataError):  # text that is not there yet is told when it is read
+        except Missing:
             pass
-        return list(self.found)
+        except DataError as obstacle:
+            return str(obstacle)
+        return None
 
     def prepare(self) -> None:
         """From text to orders."""

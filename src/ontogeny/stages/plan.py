@@ -24,7 +24,7 @@ REPORT_SECONDS = 3.0
 START_SECONDS = 4.0  # of a process: most of it is importing torch
 FORWARD_SHARE = 1 / 3  # of the operations of a training step
 MASTER_BYTES, MOMENT_BYTES = 4, 8  # a parameter, in a checkpoint and in a full state
-STORED_BYTES = 2  # a byte of text, as compressed text and as tokens, for both corpora
+STORED_BYTES = 4  # a byte of text: as text and as tokens, in both corpora, at most
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """The text stage: documents in, one `text` artifact out, with the held-out part cut off once.
 
-Payload: `standard.jsonl.zst`, its exactly deduplicated twin `deduped.jsonl.zst` (the first of
-equal texts stays), and `held-out.jsonl.zst`, the same for every member. The documents are streamed
-twice, so memory grows with their number and not with their size.
+Payload: `standard.jsonl`, its exactly deduplicated twin `deduped.jsonl` (the first of equal texts
+stays), and `held-out.jsonl`, the same for every member. The documents are
+streamed twice, so memory grows with their number and not with their size.
 
 The rule of the cut: whole works (all parts of one play, all releases of one module) go in the
 order of a digest of the seed and their name as long as they fit in the source's share; a source
@@ -81,7 +81,7 @@ def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base
 
 def corpus_file(folder: Path, name: CorpusName) -> Path:
     """Where a text artifact keeps one of its corpora."""
-    return folder / f"{name}.jsonl.zst"
+    return folder / f"{name}.jsonl"
 
 
 @dataclass(slots=True)

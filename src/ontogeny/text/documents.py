@@ -78,19 +78,25 @@ def write_documents(path: Path, documents: Iterable[Document]) -> int:
 
 
 class DocumentWriter:
-    """A `.jsonl.zst` file being written, one document at a time; counts documents and bytes."""
+    """A `.jsonl` file being written, one document at a time; compressed if its name ends in `.zst`.
+
+    Artifacts hold plain files: their identity must not depend on a compressor's release.
+    """
 
     def __init__(self, path: Path) -> None:
         self.num_documents = 0
         self._file = path.open("wb")
-        self._stream = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).stream_writer(self._file)
+        self._stream: Any = self._file
+        if path.suffix == ".zst":
+            compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
+            self._stream = compressor.stream_writer(self._file)
 
     def __enter__(self) -> DocumentWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._file, self._stream:
-            pass  # ends the frame, then closes the file
+            pass  # ends the frame if there is one, then closes the file
 
     def write(self, document: Document) -> None:
         """Append one document."""
