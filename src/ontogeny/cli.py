@@ -168,13 +168,19 @@ def prune(run: RunFolder) -> None:
 @app.command()
 def report(
     home: Annotated[Path, typer.Argument(help="The folder of a suite, such as demo")],
-    folder: Annotated[Path, typer.Option("--out", help="The folder of the page")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the page goes; default: the suite's folder")
+    ] = None,
 ) -> None:
     """Write the page about a suite that has been grown."""
     from ontogeny.report.site import build_report
+    from ontogeny.stages.graph import report_on
 
-    build_report(home, folder)
-    out.print(f"{folder / 'index.html'}")
+    if folder is None:
+        folder = report_on(home)
+    else:
+        build_report(home, folder)
+    out.print(f"page: {folder / 'index.html'}")
 
 
 @app.command()

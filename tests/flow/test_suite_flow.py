@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
-from grown import documents
 
+import ontogeny
+from grown import documents
+from ontogeny import cli
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import list_steps
-from ontogeny.errors import TrainingError
+from ontogeny.errors import ConfigError, TrainingError
 from ontogeny.results import read_scores
 from ontogeny.stages.graph import Growth
 from ontogeny.stages.lanes import Report
@@ -148,6 +151,32 @@ def test_running_again_makes_nothing(base: Path, home: Path) -> None:
         path.name for path in before.keys() | after.keys() if before.get(path) != after.get(path)
     }
     assert changed <= {"suite.json", ".lock"}
+
+
+def test_the_page_can_be_written_again(home: Path, tmp_path: Path) -> None:
+    page = (home / "report" / "index.html").read_bytes()
+    shutil.rmtree((home / "report").resolve())
+    cli.report(home, None)
+    assert (home / "report" / "index.html").read_bytes() == page
+    cli.report(home, tmp_path / "page")
+    assert (tmp_path / "page" / "index.html").read_bytes() == page
+
+
+def test_a_suite_opens_in_python(home: Path) -> None:
+    suite = ontogeny.open(home)
+    assert suite.members == ["one", "two", "one-deduped"]
+    member = suite.member("two")
+    assert member.steps[0] == 0
+    assert member.batch(3).shape == (8, 33)
+    assert len(list(member.metrics())) == member.settings.num_updates == 48
+    model = member.checkpoint(48).load()
+    assert model.shape == member.settings.shape
+    assert member.vocabulary().size == 300
+    assert {score.member for score in member.scores()} == {"two"}
+    with pytest.raises(ConfigError, match="did you mean 'runs/two'"):
+        suite.member("twoo")
+    with pytest.raises(ConfigError, match="not the folder of a suite"):
+        ontogeny.open(home / "runs")
 
 
 def test_a_changed_setting_makes_new_artifacts_beside_the_old(base: Path, home: Path) -> None:

@@ -79,11 +79,10 @@ def _softmax_in_place(logits: Tensor, targets: Tensor, gradient_scale: float | N
     limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * CHUNK_BYTES
     for rows in chunks(len(targets), logits.shape[1] * 4, limit):
         strip, target = logits[rows].float(), targets[rows, None]
-        chosen = strip.gather(1, target)
-        highest, where = strip.max(dim=1, keepdim=True)
+        chosen, highest = strip.gather(1, target), strip.amax(dim=1, keepdim=True)
         p = torch.softmax(strip, dim=1)
         # log-sum-exp, through the largest probability: that one never underflows.
-        result[rows] = (chosen - highest + p.gather(1, where).log()).squeeze(1)
+        result[rows] = (chosen - highest + p.amax(dim=1, keepdim=True).log()).squeeze(1)
         if gradient_scale is not None:
             p.scatter_add_(1, target, torch.full_like(chosen, -1.0))
             logits[rows] = p.mul_(gradient_scale)

@@ -298,6 +298,17 @@ class Growth:
         return list(dict.fromkeys(member.corpus for member in self.suite.table()))
 
 
+def report_on(home: Path) -> Path:
+    """The folder of the page about a finished suite, written if it is not there."""
+    record = read_record(home)
+    place = home / "report"
+    folder = keyed(place, "report", report_config(record), report_inputs(record))
+    if not folder.exists():
+        build_report(home, folder)
+    _link(place, folder)
+    return place
+
+
 def _link(place: Path, target: Path) -> None:
     """Make `place` lead to the folder beside it."""
     aside = place.with_name(f".{place.name}.link")
