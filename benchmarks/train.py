@@ -4,7 +4,7 @@ Each measurement is a process of its own; the contenders take turns, round after
 machine whose speed drifts treats them alike. Medians over the rounds; memory is the peak above
 what is resident after the imports. The allocator is tuned for the peer as ours tunes it for itself.
 
-    python benchmarks/train.py --rounds 3 demo 14m
+    python benchmarks/train.py --rounds 3 600k 2m 14m
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Case:
 
 
 CASES = {
+    "300k": Case(2, 32, 2, 4096, 128, 16),
     "600k": Case(2, 64, 2, 4096, 128, 16),
-    "1m": Case(3, 96, 3, 4096, 128, 16),
-    "2.5m": Case(4, 160, 5, 4096, 128, 16),
+    "2m": Case(4, 128, 4, 4096, 128, 16),
     "14m": Case(6, 128, 4, 50304, 512, 8),
     "14m-2048": Case(6, 128, 4, 50304, 2048, 2),
     "70m": Case(6, 512, 8, 50304, 512, 8),

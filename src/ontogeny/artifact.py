@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -206,8 +207,14 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "processors": os.cpu_count(),
-        "package_source": digest_sources(Path(__file__).parent),
+        "package_source": _own_source(),
     }
+
+
+@functools.cache
+def _own_source() -> str:
+    """The digest of this package's source: once, as it was when the process first asked."""
+    return digest_sources(Path(__file__).parent)
 
 
 def _write_manifest(

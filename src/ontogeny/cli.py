@@ -53,7 +53,7 @@ app = typer.Typer(
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/1m")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/2m")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting")
 ]

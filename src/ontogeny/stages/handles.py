@@ -1,4 +1,4 @@
-"""A grown suite in Python: `ontogeny.open("demo").member("1m").checkpoint(48).load()`."""
+"""A grown suite in Python: `ontogeny.open("demo").member("2m").checkpoint(48).load()`."""
 
 from __future__ import annotations
 

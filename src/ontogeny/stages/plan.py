@@ -120,7 +120,9 @@ def lanes(num_threads: int) -> int:
     """How many members are trained side by side: one on an accelerator, else as cores allow."""
     if device().type != "cpu":
         return 1
-    return max(1, len(os.sched_getaffinity(0)) // num_threads)
+    may_choose = hasattr(os, "sched_getaffinity")
+    num_cores = len(os.sched_getaffinity(0)) if may_choose else os.cpu_count() or 1
+    return max(1, num_cores // num_threads)
 
 
 def matmul_rate(dtype: torch.dtype, num_threads: int, seconds: float = 0.2) -> float:
