@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grown import CONTEXT, Ground, begin, settings
 
+from grown import CONTEXT, Ground, begin, settings
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import (
     drop_states,
@@ -145,6 +145,20 @@ def test_a_rolling_state_bounds_what_is_lost(
     assert seen[0] == 10
     assert list_states(run.path) == [0, 8, 16, 24]
     assert lines(run) == lines(undisturbed)
+
+
+def test_a_state_without_its_checkpoint_is_passed_over(
+    ground: Ground, undisturbed: Run, tmp_path: Path
+) -> None:
+    run = begin(ground, tmp_path / "run", settings())
+    with pytest.raises(Enough):
+        train(run, ground.batches(4), [stop_after(18)])
+    assert list_states(run.path) == [0, 8, 16]
+    shutil.rmtree(step_folder(run.path, 16))  # as a kill between the two would leave it
+    assert list_states(run.path) == [0, 8]
+    train(run, ground.batches(4))
+    assert proof(run) == proof(undisturbed)
+    assert list_states(run.path) == [0, 8, 16, 24]
 
 
 @pytest.mark.parametrize("damage", ["torn", "lost", "garbage"])

@@ -54,8 +54,8 @@ def list_steps(run: Path) -> list[int]:
 
 
 def list_states(run: Path) -> list[int]:
-    """The steps a run can start from, ascending."""
-    return _numbers(run / STATES)
+    """The steps a run can start from, ascending: those whose state and weights are both there."""
+    return [step for step in _numbers(run / STATES) if _weights_folder(run, step) is not None]
 
 
 def save_checkpoint(
@@ -96,9 +96,13 @@ def save_state(
     optimizer: Mapping[str, Tensor],
     progress: Progress,
     *,
+    with_weights: bool,
     provenance: Mapping[str, Any],
 ) -> None:
-    """Publish what a run needs to go on from a step, unless it is there."""
+    """Publish what a run needs to go on from a step, unless it is there.
+
+    The weights are left out where a checkpoint of the step holds them.
+    """
     folder = state_folder(run.path, progress.step)
     if folder.exists():
         return
@@ -111,7 +115,7 @@ def save_state(
     ) as draft:
         draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)
         hf.write_tensors(optimizer, draft.folder / OPTIMIZER)
-        if not step_folder(run.path, progress.step).exists():
+        if with_weights:
             hf.save(model, draft.folder)
 
 
@@ -138,8 +142,8 @@ def load_state(run: Artifact, step: int) -> tuple[NeoX, dict[str, Tensor], Progr
     found = artifact.faults(state)
     if found:
         raise CheckpointError(f"damaged state ({found[0]})", where=state.path)
-    whole = hf.WEIGHTS in state.files
-    model = hf.load(state.path) if whole else load_checkpoint(run.path, step)
+    with_weights = hf.WEIGHTS in state.files
+    model = hf.load(state.path) if with_weights else load_checkpoint(run.path, step)
     try:
         optimizer = load_file(state.path / OPTIMIZER)
     except (OSError, SafetensorError) as error:
@@ -198,6 +202,12 @@ def _same_checkpoint(folder: Path, facts: Mapping[str, Any]) -> Artifact:
                 "anew with --out",
             )
     return there
+
+
+def _weights_folder(run: Path, step: int) -> Path | None:
+    """Where the weights of a full state are; None if a kill left the state without them."""
+    folders = (state_folder(run, step), step_folder(run, step))
+    return next((folder for folder in folders if (folder / hf.WEIGHTS).is_file()), None)
 
 
 def _published(draft: artifact.Draft) -> Artifact:

@@ -150,19 +150,32 @@ class Saver:
         return step in self.run.settings.steps or self._rolling_is_due()
 
     def save(self, progress: Progress, leaving: bool = False) -> None:
-        """Save what is due; a full state in any case when the run is leaving."""
+        """Save what is due; a full state in any case when the run is leaving.
+
+        The checkpoint comes last: once a run's last checkpoint is there, all of the run is.
+        """
         run, step = self.run, progress.step
+        is_kept = step in run.settings.steps
         provenance = {"bits": machine.bits()}
-        if step in run.settings.steps:
-            parent = run.parent_of(step)
-            save_checkpoint(
-                run.artifact, self.model, progress, parent=parent, provenance=provenance
-            )
         if step in run.settings.full_state_steps or leaving or self._rolling_is_due():
-            state = self.optimizer.named_state()
-            save_state(run.artifact, self.model, state, progress, provenance=provenance)
+            save_state(
+                run.artifact,
+                self.model,
+                self.optimizer.named_state(),
+                progress,
+                with_weights=not is_kept,
+                provenance=provenance,
+            )
             self.saved_at = time.monotonic()
-            drop_states(run.path, run.settings.full_state_steps | {step})
+        if is_kept:
+            save_checkpoint(
+                run.artifact,
+                self.model,
+                progress,
+                parent=run.parent_of(step),
+                provenance=provenance,
+            )
+        drop_states(run.path, run.settings.full_state_steps | {max(list_states(run.path))})
 
     def clean(self) -> None:
         """Remove the rolling state: the run is at its end."""
