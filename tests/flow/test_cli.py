@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from grown import Ground, begin, settings
 
+from grown import Ground, begin, settings
 from ontogeny import cli
 from ontogeny.training.loop import train
 
