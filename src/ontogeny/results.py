@@ -139,13 +139,16 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
     try:
         values: Any = json.loads(line)
         is_row = isinstance(values, dict) and values.keys() == METRICS_KEYS
-        return UpdateMetrics(**values) if is_row and all(map(_is_value, values.values())) else None
+        fits = is_row and all(_fits(name, value) for name, value in values.items())
+        return UpdateMetrics(**values) if fits else None
     except (ValueError, TypeError):
         return None
 
 
-def _is_value(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+def _fits(name: str, value: Any) -> bool:
+    if name == "rows_digest":
+        return isinstance(value, str)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _read(path: Path, schema: Any) -> list[dict[str, Any]]:

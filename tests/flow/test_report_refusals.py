@@ -65,8 +65,12 @@ def test_short_metrics_are_refused(home: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("loss", float("nan"), "the loss of update 3 is not a number"),
-        ("loss", "low", "the loss of update 3 is not a number"),
+        (
+            "loss",
+            float("nan"),
+            "expected one JSON line for update 3; found",
+        ),
+        ("loss", "low", "expected one JSON line for update 3; found"),
         ("tokens", 5, "update 3 miscounts its tokens; expected 8192; found 5"),
         ("rows_digest", "0" * 64, "step4 and metrics.jsonl disagree on the rows consumed"),
     ],

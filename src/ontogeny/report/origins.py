@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ontogeny.artifact import Artifact
+from ontogeny.digest import SHORT
 from ontogeny.errors import DataError
 from ontogeny.report.evidence import Evidence, fact
 from ontogeny.report.tables import Column, Table
@@ -119,6 +120,9 @@ def lineage(evidence: Evidence) -> Table:
     """Every stage: its kind, its digest, and the stages it was made from, by role."""
     columns = [Column("stage"), Column("kind"), Column("digest", "digest"), Column("made from")]
     names = {artifact.digest: name for name, artifact in evidence.artifacts.items()}
+    for history in evidence.histories:
+        last = history.checkpoints[-1]
+        names[last.digest] = f"step {last.step} of runs/{history.member.name}"
     rows = [
         (name, artifact.kind, artifact.digest, _inputs(artifact.inputs, names))
         for name, artifact in evidence.artifacts.items()
@@ -144,19 +148,33 @@ def timing(evidence: Evidence) -> Table:
 
 
 def machine(evidence: Evidence) -> Table:
-    """What the stages were made on and with; a value that is not every stage's names its stages."""
+    """What the stages were made on, and what decided the bits of the arithmetic of the runs.
+
+    A value that is not every stage's, or not every run's, names whose it is.
+    """
+    made_on = {name: artifact.provenance for name, artifact in evidence.artifacts.items()}
+    computed_with = {
+        f"runs/{history.member.name}": history.checkpoints[-1].bits
+        for history in evidence.histories
+    }
+    rows = [*_shared_values(made_on, "all stages"), *_shared_values(computed_with, "all runs")]
+    return Table("machine", [Column("what"), Column("value"), Column("of")], rows)
+
+
+def _shared_values(
+    holders: Mapping[str, Mapping[str, Any]], everyone: str
+) -> list[tuple[str, str, str]]:
+    """Each value once, with the names of those that hold it."""
     values: dict[tuple[str, str], list[str]] = {}
-    for name, artifact in evidence.artifacts.items():
-        for key, value in artifact.provenance.items():
+    for name, held in holders.items():
+        for key, value in held.items():
             if key not in SAID_ELSEWHERE:
                 plain = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
                 values.setdefault((key, plain), []).append(name)
-    num_stages = len(evidence.artifacts)
-    rows = [
-        (key, value, "all" if len(names) == num_stages else ", ".join(names))
+    return [
+        (key, value, everyone if len(names) == len(holders) else ", ".join(names))
         for (key, value), names in sorted(values.items())
     ]
-    return Table("machine", [Column("what"), Column("value"), Column("stages")], rows)
 
 
 def suite_toml(suite: Suite) -> str:
@@ -200,7 +218,7 @@ def _amount(name: str, count: float) -> str:
 def _inputs(inputs: Mapping[str, str], names: Mapping[str, str]) -> str:
     parts = []
     for role, digest in sorted(inputs.items()):
-        name = names.get(digest, digest)
+        name = names.get(digest, digest[:SHORT])
         parts.append(name if name == role else f"{role}: {name}")
     return ", ".join(parts)
 

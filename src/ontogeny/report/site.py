@@ -285,7 +285,10 @@ def _time(evidence: Evidence, show: Show) -> Html:
     return section(
         "time-and-machine",
         "Time and machine",
-        paragraph(f"{total:,.0f} seconds for all stages, each counted when it was made."),
+        paragraph(
+            f"{total:,.0f} seconds of work, each stage counted when it was made; members are",
+            "trained side by side, so the whole takes less.",
+        ),
         show(origins.timing(evidence)),
         element("h3", text("Machine and versions")),
         show(origins.machine(evidence)),

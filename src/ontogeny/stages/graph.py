@@ -277,18 +277,24 @@ class Growth:
         return artifact
 
     def _record(self) -> Record:
+        """What is done, in the order of the flow and of the table, whoever finished first."""
+        members = [member.name for member in self.suite.table()]
+        grown = [f"{room}/{name}" for name in members for room in ("runs", "scores")]
+        prepared = [name for name in self.found if name not in grown and name != "report"]
         stages = []
-        for name, artifact in self.found.items():
-            path = artifact.path.relative_to(self.home).as_posix()
-            stages.append(
-                StageRecord(
-                    name=name,
-                    kind=artifact.kind,
-                    path=path,
-                    digest=artifact.digest,
-                    seconds=self.seconds.get(path, 0.0),
+        for name in (*prepared, *grown, "report"):
+            if name in self.found:
+                artifact = self.found[name]
+                path = artifact.path.relative_to(self.home).as_posix()
+                stages.append(
+                    StageRecord(
+                        name=name,
+                        kind=artifact.kind,
+                        path=path,
+                        digest=artifact.digest,
+                        seconds=self.seconds.get(path, 0.0),
+                    )
                 )
-            )
         return Record(suite=self.suite, stages=tuple(stages))
 
     def _place(self, name: str) -> Path:
