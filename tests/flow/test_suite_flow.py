@@ -216,7 +216,13 @@ def start(base: Path, home: Path) -> subprocess.Popen[bytes]:
         "--out",
         str(home),
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    # Where the tests themselves run in the background, Ctrl-C is ignored: here it is to be heard.
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, preexec_fn=hear_interrupts)
+
+
+def hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(pattern: str, home: Path, process: subprocess.Popen[bytes]) -> None:

@@ -62,7 +62,7 @@ def test_an_unknown_key_that_is_near_to_nothing() -> None:
     [
         (["training.lerning_rate=1"], "'training.lerning_rate'.*did you mean 'learning_rate'"),
         (["text.planted.canaries=1"], "'text.planted.canaries'.*'canary_copies'"),
-        (["sizes.1m.num_layer=1"], r"'sizes\.1m\.num_layer'.*did you mean 'num_layers'"),
+        (["sizes.2m.num_layer=1"], r"'sizes\.2m\.num_layer'.*did you mean 'num_layers'"),
         (["trainin.tokens=1"], "'trainin'.*did you mean 'training'"),
         (
             ["training.tokens=many"],
@@ -194,7 +194,7 @@ def test_random_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> Non
 
 LINES = DEMO.splitlines()
 VALUES = ["-1", "0", "1e400", "nan", '""', "[]", "{}", "[[1]]", "true", "2020-01-01", "9" * 30]
-KEYS = ["size", "name", "num_heads", "tokens", "x", '""', "text", "sizes.1m"]
+KEYS = ["size", "name", "num_heads", "tokens", "x", '""', "text", "sizes.2m"]
 
 
 @st.composite

@@ -185,11 +185,11 @@ def test_a_suites_rate_goes_before_the_sizes() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ('members=[{size=["71m"]}]', "unknown size '71m'; did you mean '1"),
+        ('members=[{size=["71m"]}]', "unknown size '71m'; did you mean '"),
         ('members=[{size=["zzzz"]}]', "unknown size 'zzzz'; one of .*'12b'"),
         ('members=[{size=["70m", "70m"]}]', "members listed twice: 70m"),
         ('members=[{size=["70m"], corpus=["other"]}]', r"members\.0\.corpus\.0: Input should be"),
-        ("sizes.1m.num_heads=7", "not divisible by num_heads 7"),
+        ("sizes.2m.num_heads=7", "not divisible by num_heads 7"),
         ("name=a/b", "name: String should match pattern"),
         ("text.path=somewhere", "give either path"),
         ("text.held_out=0.5", "text.held_out: Input should be less than 0.5"),
