@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import signal
 import time
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -47,6 +47,7 @@ MENDABLE = {
 app = typer.Typer(
     help="Grow controlled suites of language models and study how they grow.",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -58,7 +59,19 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing")]
+OtherBits = Annotated[
+    bool, typer.Option("--other-bits", help="Go on from states of another torch or processor")
+]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where fetched packages are kept")]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version")] = False,
+) -> None:
+    if version:
+        out.print(metadata.version("ontogeny"), highlight=False)
+        raise typer.Exit
 
 
 @app.command()
@@ -69,6 +82,7 @@ def demo(
     changes: Changes = None,
     dry_run: DryRun = False,
     cache: Cache = None,
+    other_bits: OtherBits = False,
 ) -> None:
     """From real text to a trained suite and a report, in minutes on two CPU cores."""
     name = "quick" if quick else "demo"
@@ -76,7 +90,7 @@ def demo(
         if prefetch:
             fetch_text(file, cache)
         else:
-            grow(file, folder or Path(name), changes, dry_run, cache)
+            grow(file, folder or Path(name), changes, dry_run, cache, other_bits)
 
 
 @app.command()
@@ -86,9 +100,10 @@ def run(
     changes: Changes = None,
     dry_run: DryRun = False,
     cache: Cache = None,
+    other_bits: OtherBits = False,
 ) -> None:
     """Grow a suite: make every stage that is missing, from text to report."""
-    grow(suite, folder, changes, dry_run, cache)
+    grow(suite, folder, changes, dry_run, cache, other_bits)
 
 
 @app.command()
@@ -98,6 +113,7 @@ def train(
     changes: Changes = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars too")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to W&B too")] = None,
+    other_bits: OtherBits = False,
 ) -> None:
     """Train a single run, or go on with it."""
     from ontogeny.stages.single import begin_single
@@ -115,7 +131,7 @@ def train(
         task = progress.add_task(begun.settings.member, total=begun.settings.training.tokens)
         sinks.append(lambda row: progress.update(task, completed=row.tokens))
         if not begun.is_finished:
-            train_run(begun, batches, sinks)
+            train_run(begun, batches, sinks, other_bits=other_bits)
     out.print(f"{folder}: step {begun.settings.num_updates} of {begun.settings.num_updates}")
 
 
@@ -225,7 +241,12 @@ def fetch_text(suite_file: Path, cache: Path | None) -> None:
 
 
 def grow(
-    suite_file: Path, folder: Path, changes: list[str] | None, dry_run: bool, cache: Path | None
+    suite_file: Path,
+    folder: Path,
+    changes: list[str] | None,
+    dry_run: bool,
+    cache: Path | None,
+    other_bits: bool,
 ) -> None:
     """Grow a suite in `folder`, or print what that would take."""
     from ontogeny.artifact import require_space
@@ -242,7 +263,8 @@ def grow(
         f"{plan.precision}, about {as_bytes(plan.num_bytes)} on disk and {as_time(plan.seconds)}"
     )
     progress = bars()
-    growth = Growth(suite, folder, suite_file.parent, cache, plan.num_lanes, Bars(progress))
+    base, watch = suite_file.parent, Bars(progress)
+    growth = Growth(suite, folder, base, cache, plan.num_lanes, watch, other_bits)
     if dry_run:
         obstacle = growth.look()
         print_table(*stage_rows(plan, growth.found))

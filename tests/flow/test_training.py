@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -25,6 +26,7 @@ from ontogeny.checkpoints.store import (
     step_folder,
 )
 from ontogeny.config import build
+from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError, TrainingError
 from ontogeny.model.init import initial_model
 from ontogeny.order.batches import roll
@@ -283,6 +285,23 @@ def test_a_step_computed_again_must_come_out_the_same(ground: Ground, tmp_path: 
     shutil.copytree(step_folder(other.path, 12), step_folder(run.path, 12))
     with pytest.raises(CheckpointError, match="step 12 has other tensors"):
         train(run, ground.batches(4))
+
+
+def test_other_arithmetic_is_refused_unless_asked_for(ground: Ground, tmp_path: Path) -> None:
+    run = begin(ground, tmp_path / "run", settings())
+    with pytest.raises(Enough):
+        train(run, ground.batches(4), [stop_after(9)])
+    path = run.path / "states" / "step8" / "manifest.json"
+    written = json.loads(path.read_text())
+    written["provenance"]["bits"]["torch"] = "2.0.0"
+    written["provenance_digest"] = digest_json(written["provenance"])
+    path.write_text(json.dumps(written))
+    with pytest.raises(
+        CheckpointError, match=r"step 8 was .* another torch; expected 2\.0\.0; found"
+    ):
+        train(run, ground.batches(4))
+    train(run, ground.batches(4), other_bits=True)
+    assert list_steps(run.path)[-1] == NUM_UPDATES
 
 
 def test_a_damaged_state_is_refused(ground: Ground, tmp_path: Path) -> None:

@@ -131,8 +131,10 @@ def load_checkpoint(run: Path, step: int) -> NeoX:
     return _checked(hf.load(folder), opened.facts["tensors"], folder)
 
 
-def load_state(run: Artifact, step: int) -> tuple[NeoX, dict[str, Tensor], Progress]:
-    """Model, optimizer state and progress of a step that was saved in full."""
+def load_state(
+    run: Artifact, step: int
+) -> tuple[NeoX, dict[str, Tensor], Progress, dict[str, Any]]:
+    """Model, optimizer state, progress, and the arithmetic of a step that was saved in full."""
     state = open_artifact(state_folder(run.path, step), "state")
     if state.inputs["run"] != run.digest:
         raise CheckpointError(
@@ -149,7 +151,8 @@ def load_state(run: Artifact, step: int) -> tuple[NeoX, dict[str, Tensor], Progr
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"unreadable state ({error})", where=state.path) from error
     facts = state.facts
-    return model, optimizer, Progress(step, int(facts["tokens"]), str(facts["rows_digest"]))
+    progress = Progress(step, int(facts["tokens"]), str(facts["rows_digest"]))
+    return model, optimizer, progress, dict(state.provenance.get("bits", {}))
 
 
 def drop_states(run: Path, keep: frozenset[int]) -> int:

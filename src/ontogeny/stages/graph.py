@@ -67,7 +67,7 @@ class Growth:
     """A suite being grown in the folder `home`.
 
     `base` is the folder that paths in the suite file are relative to, `cache` where downloaded
-    packages are kept.
+    packages are kept. `other_bits` lets runs go on that were computed with other arithmetic.
     """
 
     suite: Suite
@@ -76,6 +76,7 @@ class Growth:
     cache: Path | None
     num_lanes: int
     watch: Watch
+    other_bits: bool = False
     only_look: bool = False
     found: dict[str, Artifact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -227,6 +228,7 @@ class Growth:
             held_out=found[f"stores/{HELD_OUT}"].path,
             vocabulary=found["vocabulary"].path,
             scores=self._place(f"scores/{member.name}"),
+            other_bits=self.other_bits,
         )
 
     def _stage_of_run(self, job: Job) -> bool:

@@ -51,6 +51,7 @@ class Job:
     held_out: Path
     vocabulary: Path
     scores: Path  # without the key, which depends on the last checkpoint
+    other_bits: bool
 
     @property
     def member(self) -> str:
@@ -151,7 +152,7 @@ def _train_and_score(job: Job, sender: Connection) -> Outcome:
     run, store = open_run(job.run), open_store(job.store)
     batches = Batches(open_order(job.order, store), job.settings.training.rows_per_update)
     if not run.is_finished:
-        train(run, batches, [_Reporter(sender, job.settings)])
+        train(run, batches, [_Reporter(sender, job.settings)], other_bits=job.other_bits)
     trained = time.monotonic()
     folder = scores_folder(job)
     if not folder.exists():

@@ -25,7 +25,7 @@ from ontogeny.checkpoints.store import (
     save_checkpoint,
     save_state,
 )
-from ontogeny.errors import ConfigError, OrderError, TrainingError
+from ontogeny.errors import CheckpointError, ConfigError, OrderError, TrainingError
 from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, roll
@@ -34,7 +34,7 @@ from ontogeny.suite import RunSettings
 from ontogeny.training import machine
 from ontogeny.training.metrics import METRICS, MetricsFile, Sink
 from ontogeny.training.optimizer import AdamW
-from ontogeny.training.run import Run, locked
+from ontogeny.training.run import Run, Start, locked
 from ontogeny.training.schedule import learning_rate
 
 
@@ -46,18 +46,24 @@ class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to leav
         self.signal_number = signal_number
 
 
-def train(run: Run, batches: Batches, sinks: Sequence[Sink] = ()) -> None:
+def train(
+    run: Run, batches: Batches, sinks: Sequence[Sink] = (), *, other_bits: bool = False
+) -> None:
     """Take a run from where it stands to its last step.
 
+    `other_bits` lets it go on from a state that was computed with other arithmetic.
+
     Raises OrderError or ConfigError when run and batches do not fit, TrainingError when the loss is
-    not finite, Stopped at SIGINT or SIGTERM once the state is saved, and CheckpointError when a
-    step computed again differs from the one saved.
+    not finite, Stopped at SIGINT or SIGTERM once the state is saved, and CheckpointError when the
+    arithmetic is another, or a step computed again differs from the one saved.
     """
     settings, training = run.settings, run.settings.training
     require_fit(run, batches)
     machine.keep_freed_memory()
     with locked(run.path), machine.threads(training.threads), stop_signals() as stop:
         start = run.start(batches.start)
+        if not other_bits:
+            require_same_bits(run, start)
         model = start.model.to(machine.device())
         optimizer = AdamW(model, settings)
         if start.optimizer:
@@ -117,6 +123,20 @@ def require_fit(run: Run, batches: Batches) -> None:
             found=f"{num_ids}",
             fix="encode with the vocabulary the model was made for",
         )
+
+
+def require_same_bits(run: Run, start: Start) -> None:
+    """Refuse to go on with another torch, processor or number of threads: other bits would come."""
+    here = machine.bits()
+    for name, before in start.bits.items():
+        if here.get(name) != before:
+            raise CheckpointError(
+                f"step {start.progress.step} was computed with another {name}",
+                where=run.path,
+                expected=before,
+                found=here.get(name),
+                fix="that one again, or --other-bits to go on all the same (it is recorded)",
+            )
 
 
 def accumulate(model: NeoX, rows: Tensor, settings: RunSettings) -> float:

@@ -37,11 +37,15 @@ LOCK = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run goes on from; `optimizer` is empty at step 0."""
+    """What a run goes on from; `optimizer` is empty where it begins.
+
+    `bits` is the arithmetic it was computed with, empty where nothing was.
+    """
 
     model: NeoX
     optimizer: Mapping[str, Tensor]
     progress: Progress
+    bits: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Run:
                 return Start(*load_state(self.artifact, step))
         shape, settings = self.settings.shape, self.settings
         model = initial_model(shape, settings.init, settings.init_seed)
-        return Start(model, {}, Progress(0, 0, first_digest))
+        return Start(model, {}, Progress(0, 0, first_digest), {})
 
 
 def open_run(path: Path) -> Run:
