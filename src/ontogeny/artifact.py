@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import json
 import os
@@ -131,7 +132,7 @@ def writing(
         }
         draft.artifact = _write_manifest(aside, path, content, provenance or {})
         _flush(aside)
-        aside.rename(path)
+        _publish(aside, path)
         _flush_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -230,6 +231,17 @@ def _write_manifest(
     text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return artifact
+
+
+def _publish(aside: Path, path: Path) -> None:
+    try:
+        aside.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise DataError(
+            "was made meanwhile by another process", where=path, fix="run the same command again"
+        ) from error
 
 
 def _digest_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -45,7 +45,6 @@ MENDABLE = {
 }
 
 app = typer.Typer(
-    help="Grow controlled suites of language models and study how they grow.",
     no_args_is_help=True,
     invoke_without_command=True,
     add_completion=False,
@@ -69,6 +68,7 @@ Cache = Annotated[Path | None, typer.Option("--cache", help="Where fetched packa
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version")] = False,
 ) -> None:
+    """Grow controlled suites of language models and study how they grow."""
     if version:
         out.print(metadata.version("ontogeny"), highlight=False)
         raise typer.Exit

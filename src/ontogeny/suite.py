@@ -7,6 +7,7 @@ the checkpoint steps, each derived in one place. Not here: running anything (`st
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -374,7 +375,7 @@ RECORD = "suite.json"
 
 def write_record(home: Path, record: Record) -> None:
     """Write the record of the suite in `home`, whole or not at all."""
-    aside = home / f".{RECORD}"
+    aside = home / f".{RECORD}.{os.getpid()}"
     aside.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
     aside.replace(home / RECORD)
 

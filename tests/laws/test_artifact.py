@@ -292,3 +292,16 @@ def test_space(tmp_path: Path) -> None:
         require_space(tmp_path / "not" / "there", 10**30)
     with pytest.raises(DataError, match=r"found [\d.]+ GB; try: free some space"):
         require_space(Path("relative"), 10**30)
+
+
+def write_while_another_does(place: Path) -> None:
+    with writing(place, "store", config={}, inputs={}) as draft:
+        (draft.folder / "mine").write_text("mine")
+        place.mkdir()
+        (place / "theirs").write_text("theirs")
+
+
+def test_a_folder_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="made meanwhile by another process"):
+        write_while_another_does(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "theirs"]

@@ -7,6 +7,7 @@ the one the suite uses now. `suite.json` lists them all.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -319,7 +320,7 @@ def report_on(home: Path) -> Path:
 
 def _link(place: Path, target: Path) -> None:
     """Make `place` lead to the folder beside it."""
-    aside = place.with_name(f".{place.name}.link")
+    aside = place.with_name(f".{place.name}.link-{os.getpid()}")
     aside.unlink(missing_ok=True)
     aside.symlink_to(target.name)
     aside.replace(place)
