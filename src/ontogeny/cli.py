@@ -31,9 +31,12 @@ from rich.text import Text
 from ontogeny.config import build, read_toml, with_changes
 from ontogeny.errors import OntogenyError
 from ontogeny.shape import SIZES, Shape
-from ontogeny.suite import RunFile, load_suite
+from ontogeny.suite import RunFile, RunSettings, load_suite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ontogeny.results import UpdateMetrics
     from ontogeny.stages.lanes import Report
 
 MENDABLE = {
@@ -123,16 +126,15 @@ def train(
     values = with_changes(read_toml(run_file), changes or [])
     single = build(RunFile, values, run_file)
     begun, batches = begin_single(single, run_file.parent, folder)
-    sinks = [metrics.tensorboard_sink(folder / "tensorboard")] if tensorboard else []
-    if wandb is not None:
-        config = begun.settings.resolved()
-        sinks.append(metrics.wandb_sink(wandb, begun.settings.member, config))
-    with bars() as progress:
-        task = progress.add_task(begun.settings.member, total=begun.settings.training.tokens)
-        sinks.append(lambda row: progress.update(task, completed=row.tokens))
-        if not begun.is_finished:
+    settings = begun.settings
+    if not begun.is_finished:
+        sinks = [metrics.tensorboard_sink(folder / "tensorboard")] if tensorboard else []
+        if wandb is not None:
+            sinks.append(metrics.wandb_sink(wandb, settings.member, settings.resolved()))
+        with bars() as progress:
+            sinks.append(update_bar(progress, settings))
             train_run(begun, batches, sinks, other_bits=other_bits)
-    out.print(f"{folder}: step {begun.settings.num_updates} of {begun.settings.num_updates}")
+    out.print(f"{folder}: step {settings.num_updates} of {settings.num_updates}")
 
 
 @app.command()
@@ -308,6 +310,19 @@ class Bars:
         self._progress.update(
             self._tasks[name], completed=report.done, total=report.total, tokens=report.tokens
         )
+
+
+def update_bar(progress: Progress, settings: RunSettings) -> Callable[[UpdateMetrics], None]:
+    """A sink that moves a bar of updates."""
+    bar = progress.add_task(settings.member, total=settings.num_updates)
+    seen = 0
+
+    def move(row: UpdateMetrics) -> None:
+        nonlocal seen
+        seen += settings.tokens_per_update
+        progress.update(bar, completed=row.update + 1, tokens=seen)
+
+    return move
 
 
 def bars() -> Progress:

@@ -153,6 +153,20 @@ def test_running_again_makes_nothing(base: Path, home: Path) -> None:
     assert changed <= {"suite.json", ".lock"}
 
 
+def test_looking_finds_what_is_done_and_writes_nothing(base: Path, home: Path) -> None:
+    def look(changes: list[str], where: Path) -> set[str]:
+        growth = Growth(load_suite(base / "suite.toml", changes), where, base, None, 2, Told())
+        assert growth.look() is None
+        return set(growth.found)
+
+    done = {stage.name for stage in read_record(home).stages}
+    assert look([], home) == done
+    prepared = {name for name in done if name.split("/")[0] not in ("runs", "scores", "report")}
+    assert look(["training.clip_norm=0.5"], home) == prepared
+    assert look([], base / "nowhere") == set()
+    assert not (base / "nowhere").exists()
+
+
 def test_the_page_can_be_written_again(home: Path, tmp_path: Path) -> None:
     page = (home / "report" / "index.html").read_bytes()
     shutil.rmtree((home / "report").resolve())

@@ -63,9 +63,10 @@ def keep_freed_memory() -> bool:
 
 def bits() -> dict[str, Any]:
     """What decides, with config and inputs, the bits of the arithmetic on this machine."""
+    is_gpu = device().type == "cuda"
     return {
         "torch": torch.__version__,
-        "device": device().type,
+        "device": torch.cuda.get_device_name() if is_gpu else "cpu",
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "bf16_instructions": multiplies_bf16(),
         "threads": torch.get_num_threads(),
