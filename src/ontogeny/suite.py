@@ -121,7 +121,7 @@ class EvaluationSettings(Settings):
     """What is measured at every checkpoint on the held-out store."""
 
     held_out_tokens: int = Field(default=32768, ge=1)  # at most, shared among the sources
-    last_word_items: int = Field(default=200, ge=1)
+    last_word_items: int = Field(default=200, ge=0)  # 0: text without sentences
 
 
 class SizeSettings(Settings):

@@ -80,7 +80,8 @@ def grow(home: Path, grown: Suite, *, digest_of: RowsDigest = rows_digest) -> Re
         _write_run(artifact, member, run, digest_of)
         made_from = {"run": f"runs/{member.name}", "held-out": "stores/held-out"}
         rows = list(scores(member, run))
-        stages.add(f"scores/{member.name}", "scores", made_from, {"rows": len(rows)}, scores=rows)
+        asked, facts = grown.evaluation.resolved(), {"rows": len(rows)}
+        stages.add(f"scores/{member.name}", "scores", made_from, facts, asked, scores=rows)
     record = Record(suite=grown, stages=tuple(stages.done))
     write_record(home, record)
     return record

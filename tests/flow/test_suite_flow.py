@@ -17,7 +17,7 @@ from grown import documents
 from ontogeny import cli
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import list_steps
-from ontogeny.errors import ConfigError, TrainingError
+from ontogeny.errors import ConfigError, EvaluationError, TrainingError
 from ontogeny.results import read_scores
 from ontogeny.stages.graph import Growth
 from ontogeny.stages.lanes import Report
@@ -25,6 +25,7 @@ from ontogeny.suite import Record, load_suite, read_record
 
 pytestmark = pytest.mark.slow
 
+SCORES = "home/scores/two/scores.parquet"
 SUITE = """
 name = "tiny"
 [text]
@@ -218,6 +219,22 @@ def test_changed_text_makes_new_artifacts(base: Path, home: Path, tmp_path: Path
     assert len(list(home.glob("text-*"))) == 2
     assert stages["text"].path != (home / "text").name
     assert grow(base, home).made == []
+
+
+def test_text_without_sentences(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "suite.toml").write_text(SUITE)
+    for file in (base / "text").rglob("*.txt"):
+        copy = tmp_path / "text" / file.parent.name / file.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text().replace(".", " ;"))
+    with pytest.raises(EvaluationError, match=r"--set evaluation\.last_word_items=0"):
+        grow(tmp_path, tmp_path / "home")
+    assert not list((tmp_path / "home").glob("runs/*"))  # told before anything is trained
+    grow(tmp_path, tmp_path / "home", ["evaluation.last_word_items=0"])
+    page = (tmp_path / "home" / "report" / "index.html").read_text()
+    assert "bits per byte" in page
+    assert "last word" not in page
+    assert {row.task.split("/")[0] for row in read_scores(tmp_path / SCORES)} == {"held-out"}
 
 
 def start(base: Path, home: Path) -> subprocess.Popen[bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import islice
 
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.score import Request
@@ -73,23 +73,32 @@ def held_out_documents(
 def last_words(
     store: DocumentStore, vocabulary: Vocabulary, context_length: int, num_items: int
 ) -> list[LastWord]:
-    """Up to `num_items` passages, taken from the documents in turn.
+    """Up to `num_items` passages, taken from the documents in turn, one each a round.
 
-    Raises EvaluationError when the held-out text holds none.
+    Raises EvaluationError when some are wanted and the held-out text holds none.
     """
-    by_document = [
-        list(islice(_last_words_of(number, store, vocabulary, context_length), num_items))
-        for number in range(len(store))
+    documents = [
+        _last_words_of(number, store, vocabulary, context_length) for number in range(len(store))
     ]
-    in_turn = (item for items in zip_longest(*by_document) for item in items if item is not None)
-    chosen = list(islice(in_turn, num_items))
-    if not chosen:
+    chosen = list(islice(_in_turn(documents), num_items))
+    if num_items and not chosen:
         raise EvaluationError(
             f"no passage of {MIN_WORDS} to {MAX_WORDS} words ends a sentence",
             where=store.artifact.path,
-            fix="hold out more text: --set text.held_out=0.1",
+            fix="hold out more text, or leave the task out: --set evaluation.last_word_items=0",
         )
     return chosen
+
+
+def _in_turn(documents: list[Iterator[LastWord]]) -> Iterator[LastWord]:
+    """One passage of each document, then the next of each, as long as any has one."""
+    while documents:
+        left = []
+        for passages in documents:
+            for passage in islice(passages, 1):
+                left.append(passages)
+                yield passage
+        documents = left
 
 
 def _last_words_of(

@@ -97,7 +97,8 @@ def sweep_run(
             place = Place(str(facts["member"]), step, int(facts["tokens"]))
             model = load_checkpoint(run, step)
             score_held_out(model, dtype, tasks.documents, place, rows)
-            score_last_words(model, dtype, tasks.last_words, place, rows)
+            if tasks.last_words:
+                score_last_words(model, dtype, tasks.last_words, place, rows)
             observe(step)
         write_scores(draft.folder / SCORES, rows.scores)
         write_items(draft.folder / ITEMS, rows.items)

@@ -18,12 +18,22 @@ from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
 from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores
-from ontogeny.suite import Member, Record, RunSettings, StageRecord, read_record
+from ontogeny.suite import (
+    EvaluationSettings,
+    Member,
+    Record,
+    RunSettings,
+    StageRecord,
+    read_record,
+)
 
 BITS_PER_BYTE = "held-out", "bits_per_byte"
 LOG_PROBABILITY = "last-word", "log_probability"
 ACCURACY = "last-word", "accuracy"
+LAST_WORD = LOG_PROBABILITY, ACCURACY  # not measured where the suite asks for no last words
 SOURCE_PREFIX = "held-out/"
+
+Measure = tuple[str, str]  # task and metric
 
 # Where a run keeps what its manifest does not list.
 METRICS, STEPS, STATES = "metrics.jsonl", "steps", "states"
@@ -50,14 +60,14 @@ class History:
     run: RunSettings
     updates: list[UpdateMetrics]
     checkpoints: list[Checkpoint]
-    scores: Mapping[tuple[str, str], list[Score]]
+    scores: Mapping[Measure, list[Score]]
 
     @property
     def tokens(self) -> int:
         """What the member was trained on in all."""
         return self.updates[-1].tokens
 
-    def final(self, measure: tuple[str, str]) -> Score:
+    def final(self, measure: Measure) -> Score:
         """The score of the last checkpoint."""
         return self.scores[measure][-1]
 
@@ -74,6 +84,10 @@ class Evidence:
     def corpora(self) -> list[str]:
         """The corpora members grew on, in the order of the table."""
         return list(dict.fromkeys(history.member.corpus for history in self.histories))
+
+    def has(self, measure: Measure) -> bool:
+        """Whether the members were scored on a measure; all were, or none."""
+        return measure in self.histories[0].scores
 
     def grown_on(self, corpus: str) -> list[History]:
         return [history for history in self.histories if history.member.corpus == corpus]
@@ -143,8 +157,10 @@ def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     updates = _updates(artifact.path / METRICS, run)
     checkpoints = [_checkpoint(artifact, step) for step in run.steps]
     _require_unbroken(artifact.path, checkpoints, updates)
-    table = artifacts[f"scores/{member.name}"].path / "scores.parquet"
-    return History(member, run, updates, checkpoints, _scores(table, run))
+    scored = artifacts[f"scores/{member.name}"]
+    scores = _scores(scored.path / "scores.parquet", run)
+    _require_measures(scores, build(EvaluationSettings, scored.config, scored.path), scored.path)
+    return History(member, run, updates, checkpoints, scores)
 
 
 def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
@@ -212,10 +228,10 @@ def _require_unbroken(
             )
 
 
-def _scores(path: Path, run: RunSettings) -> dict[tuple[str, str], list[Score]]:
+def _scores(path: Path, run: RunSettings) -> dict[Measure, list[Score]]:
     """The member's scores by measure, in the order of steps, every checkpoint there once."""
     rows = sorted(read_scores(path), key=lambda row: (row.task, row.metric, row.step))
-    scores: dict[tuple[str, str], list[Score]] = {}
+    scores: dict[Measure, list[Score]] = {}
     for row in rows:
         measured = (row.value, row.low, row.high) if row.n > 1 else (row.value,)
         if not all(map(_is_finite, measured)) or row.member != run.member:
@@ -228,12 +244,18 @@ def _scores(path: Path, run: RunSettings) -> dict[tuple[str, str], list[Score]]:
         _require_equal(
             [(row.step, row.tokens) for row in found], expected, f"{task} {metric}", path
         )
-    for task, metric in (BITS_PER_BYTE, LOG_PROBABILITY, ACCURACY):
+    return scores
+
+
+def _require_measures(
+    scores: Mapping[Measure, list[Score]], settings: EvaluationSettings, path: Path
+) -> None:
+    """Everything the suite asked to be measured was."""
+    for task, metric in (BITS_PER_BYTE, *(LAST_WORD if settings.last_word_items else ())):
         if (task, metric) not in scores:
             raise EvaluationError(f"no score of task {task}, metric {metric}", where=path)
     if not any(task.startswith(SOURCE_PREFIX) for task, _ in scores):
         raise EvaluationError("no score of any held-out source", where=path)
-    return scores
 
 
 def _require_equal(found: list[Any], expected: list[Any], what: str, path: Path) -> None:

@@ -10,13 +10,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ontogeny.artifact import Artifact, writing
 from ontogeny.report import figures, origins, tables
 from ontogeny.report.control import Comparison, compare, statement
-from ontogeny.report.evidence import Evidence, History, gather
+from ontogeny.report.evidence import (
+    ACCURACY,
+    LOG_PROBABILITY,
+    Evidence,
+    History,
+    Measure,
+    gather,
+)
 from ontogeny.report.page import (
     Html,
     document,
@@ -32,33 +40,46 @@ from ontogeny.report.page import (
 from ontogeny.report.tables import Table
 from ontogeny.suite import Record
 
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure of the page: what draws it, where its numbers are, and what it measures, if one."""
+
+    draw: Callable[[Sequence[History]], Any]
+    table: str
+    caption: str
+    measure: Measure | None = None
+
+
 INTERVALS = "Bands are 95 % intervals over the items."
-FIGURES: dict[str, tuple[Callable[[Sequence[History]], Any], str, str]] = {
-    "held-out": (
+FIGURES = {
+    "held-out": Drawing(
         figures.held_out,
         "scores",
         "Bits per byte of held-out text that no member was trained on; lower is better. "
         + INTERVALS,
     ),
-    "last-word-log-probability": (
+    "last-word-log-probability": Drawing(
         figures.last_word_log_probability,
         "scores",
         "Mean log-probability of the last word of a held-out passage, given what comes before it; "
         "higher is better. " + INTERVALS,
+        LOG_PROBABILITY,
     ),
-    "last-word-accuracy": (
+    "last-word-accuracy": Drawing(
         figures.last_word_accuracy,
         "scores",
         "Share of last words whose every token is the model's first choice. " + INTERVALS,
+        ACCURACY,
     ),
-    "training-loss": (
+    "training-loss": Drawing(
         figures.training_loss,
         "updates",
         "Training loss of the model before each update, smoothed: the mean of the updates in each "
         f"of {figures.NUM_BINS} equal intervals of the log axis, so that the first updates stand "
         "alone. The file holds every update.",
     ),
-    "sources": (
+    "sources": Drawing(
         figures.sources,
         "scores",
         "Bits per byte of the held-out text of each source, on one scale. " + INTERVALS,
@@ -89,8 +110,9 @@ def build_report(home: Path, folder: Path) -> Artifact:
     with writing(folder, "report", config=config, inputs=inputs) as draft:
         for name in ("figures", "tables"):
             (draft.folder / name).mkdir()
-        for name, (function, _, _) in FIGURES.items():
-            figures.draw(function, evidence.histories, draft.folder / "figures", name)
+        drawings = _drawings(evidence)
+        for name, drawing in drawings.items():
+            figures.draw(drawing.draw, evidence.histories, draft.folder / "figures", name)
         for one in written:
             tables.write_csv(one, draft.folder / "tables")
         truth = json.dumps(origins.truths(evidence), indent=1, ensure_ascii=False)
@@ -98,7 +120,7 @@ def build_report(home: Path, folder: Path) -> Artifact:
         toml = origins.suite_toml(record.suite)
         (draft.folder / "suite.toml").write_text(toml, encoding="utf-8")
         (draft.folder / "index.html").write_text(page, encoding="utf-8")
-        draft.facts |= {"figures": len(FIGURES), "members": len(evidence.histories)}
+        draft.facts |= {"figures": len(drawings), "members": len(evidence.histories)}
     assert draft.artifact is not None
     return draft.artifact
 
@@ -114,7 +136,7 @@ def _page(evidence: Evidence) -> tuple[str, list[Table]]:
     title = f"Suite {evidence.record.suite.name}"
     sections = {
         "Summary": _summary(evidence, show),
-        "Figures": _figures(),
+        "Figures": _figures(evidence),
         "Members": _members(evidence, show),
         "Data": _data(evidence, show),
         "Proof of control": _control(evidence, show),
@@ -125,6 +147,15 @@ def _page(evidence: Evidence) -> tuple[str, list[Table]]:
     }
     opening = join((element("h1", text(title)), paragraph(*_opening(evidence))))
     return document(f"{title}: report", opening, sections), written
+
+
+def _drawings(evidence: Evidence) -> dict[str, Drawing]:
+    """The figures of what was measured."""
+    return {
+        name: drawing
+        for name, drawing in FIGURES.items()
+        if drawing.measure is None or evidence.has(drawing.measure)
+    }
 
 
 Show = Callable[[Table], Html]
@@ -155,14 +186,17 @@ def _summary(evidence: Evidence, show: Show) -> Html:
     return section("summary", "Summary", show(tables.summary(evidence)), _note(note))
 
 
-def _figures() -> Html:
+def _figures(evidence: Evidence) -> Html:
     guide = (
         "The horizontal axis counts the tokens a member has seen, on a log scale; the untrained "
         "model, step 0, stands left of the break. One colour is one size, the darker the larger. "
         "Solid lines are the standard corpus, dashed lines the deduplicated one, dotted lines "
         "members that differ in rows per update, learning rate or seed."
     )
-    drawn = [figure(name, caption, table=data) for name, (_, data, caption) in FIGURES.items()]
+    drawn = [
+        figure(name, drawing.caption, table=drawing.table)
+        for name, drawing in _drawings(evidence).items()
+    ]
     return section("figures", "Figures", paragraph(guide), *drawn)
 
 

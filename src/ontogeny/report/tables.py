@@ -43,6 +43,13 @@ class Column:
     best: Literal["low", "high"] | None = None
 
 
+FINAL_SCORES = (
+    (BITS_PER_BYTE, Column("held-out bits per byte", "interval", ".3f", "low")),
+    (LOG_PROBABILITY, Column("last word: log-probability", "interval", ".2f", "high")),
+    (ACCURACY, Column("last word: accuracy", "interval", ".1%", "high")),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """Columns and rows under a name, which is also the name of its CSV file."""
@@ -114,15 +121,14 @@ def summary_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 def summary(evidence: Evidence) -> Table:
     """Where every member ended."""
+    measured = [(task, column) for task, column in FINAL_SCORES if evidence.has(task)]
     columns = [
         Column("member"),
         Column("non-embedding parameters", "count"),
         Column("all parameters", "count"),
         Column("tokens seen", "count"),
         Column("checkpoints", "count"),
-        Column("held-out bits per byte", "interval", ".3f", "low"),
-        Column("last word: log-probability", "interval", ".2f", "high"),
-        Column("last word: accuracy", "interval", ".1%", "high"),
+        *(column for _, column in measured),
     ]
     rows = [
         [
@@ -131,10 +137,7 @@ def summary(evidence: Evidence) -> Table:
             history.run.shape.num_parameters,
             history.tokens,
             len(history.checkpoints),
-            *(
-                _interval(history.final(task))
-                for task in (BITS_PER_BYTE, LOG_PROBABILITY, ACCURACY)
-            ),
+            *(_interval(history.final(task)) for task, _ in measured),
         ]
         for history in evidence.histories
     ]

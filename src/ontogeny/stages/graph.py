@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ontogeny.artifact import Artifact, keyed, open_artifact
 from ontogeny.errors import DataError
+from ontogeny.evaluation.sweep import held_out_tasks
 from ontogeny.order.plan import build_order, order_config
 from ontogeny.report.site import build_report, report_config, report_inputs
 from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, scores_folder
@@ -128,6 +129,8 @@ class Growth:
     def grow(self) -> None:
         """Train and score every member that is not done."""
         jobs = {job.member: job for job in self._jobs() if not self._stage_of_run(job)}
+        if jobs:
+            self._require_tasks()
         for job in jobs.values():
             self._begin(job)
         run_jobs(
@@ -230,6 +233,15 @@ class Growth:
             vocabulary=found["vocabulary"].path,
             scores=self._place(f"scores/{member.name}"),
             other_bits=self.other_bits,
+        )
+
+    def _require_tasks(self) -> None:
+        """Find out before anything is trained whether the held-out text makes the tasks."""
+        held_out_tasks(
+            open_store(self.found[f"stores/{HELD_OUT}"].path),
+            open_vocabulary(self.found["vocabulary"].path),
+            self.suite.order.context_length,
+            self.suite.evaluation,
         )
 
     def _stage_of_run(self, job: Job) -> bool:
