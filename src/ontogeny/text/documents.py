@@ -1,7 +1,7 @@
 """Documents: a text with an id and a source, read from JSON Lines or folders of text files.
 
 In: a file or a folder, read in the order of its relative paths, one document at a time. Out: the
-same documents as `.jsonl.zst`. The keys `meta.pile_set_name` and `meta.source` are those of the
+same documents as JSON Lines. The keys `meta.pile_set_name` and `meta.source` are those of the
 Pile and of its successors. Not here: which documents a suite takes (`corpus.py`).
 """
 
@@ -70,7 +70,7 @@ def read_documents(path: Path) -> Iterator[Document]:
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> int:
-    """Write documents to a `.jsonl.zst` file and return their number."""
+    """Write documents to a `.jsonl` or `.jsonl.zst` file and return their number."""
     with DocumentWriter(path) as writer:
         for document in documents:
             writer.write(document)
