@@ -76,7 +76,13 @@ class Draft:
 
     folder: Path
     facts: dict[str, Any] = field(default_factory=dict)
-    artifact: Artifact | None = None
+    published: Artifact | None = None
+
+    @property
+    def artifact(self) -> Artifact:
+        """What was published, once the block that wrote it has ended well."""
+        assert self.published is not None
+        return self.published
 
 
 def key_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -130,7 +136,7 @@ def writing(
             "facts": draft.facts,
             "files": _digest_files(aside),
         }
-        draft.artifact = _write_manifest(aside, path, content, provenance or {})
+        draft.published = _write_manifest(aside, path, content, provenance or {})
         _flush(aside)
         _publish(aside, path)
         _flush_folder(path.parent)

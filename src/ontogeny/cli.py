@@ -30,7 +30,7 @@ from rich.text import Text
 
 from ontogeny.config import build, read_toml, with_changes
 from ontogeny.errors import OntogenyError
-from ontogeny.shape import SIZES, Shape
+from ontogeny.shape import PYTHIA_VOCABULARY, SIZES, Shape, padded
 from ontogeny.suite import RunFile, RunSettings, load_suite
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def report(
 
 @app.command()
 def models(
-    vocab_size: Annotated[int, typer.Option(min=1, help="Ids before padding")] = 50277,
+    vocab_size: Annotated[int, typer.Option(min=1, help="Ids before padding")] = PYTHIA_VOCABULARY,
 ) -> None:
     """Print every size of Pythia and what follows from it."""
     header = ["size", "non-embedding", "total", "layers", "width", "heads", "head size",
@@ -214,7 +214,7 @@ def models(
             num_layers=size.num_layers,
             hidden_size=size.hidden_size,
             num_heads=size.num_heads,
-            vocab_size=-(-vocab_size // size.vocab_multiple) * size.vocab_multiple,
+            vocab_size=padded(vocab_size, size.vocab_multiple),
             context_length=2048,
         )
         rows.append(

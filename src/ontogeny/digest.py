@@ -1,4 +1,4 @@
-"""Content digests (SHA-256, lower-case hexadecimal) of bytes, files, JSON values and arrays.
+"""Content digests (SHA-256, lower-case hexadecimal) of bytes, files and JSON values.
 
 A digest names content: equal content has equal digest on any day, machine and layout.
 """
@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 SHORT = 8  # hexadecimal digits of a digest that appear in folder names and tables
 
@@ -37,15 +35,6 @@ def canonical_json(value: Any) -> str:
 def digest_json(value: Any) -> str:
     """The digest of a JSON value, independent of key order and layout of the file it came from."""
     return digest_bytes(canonical_json(value).encode())
-
-
-def digest_array(array: np.ndarray) -> str:
-    """The digest of an array: dtype, shape and C-order little-endian bytes."""
-    little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
-    header = f"{little.dtype.str}{list(little.shape)}".encode()
-    state = hashlib.sha256(header)
-    state.update(little.reshape(-1).view(np.uint8).data)
-    return state.hexdigest()
 
 
 def digest_sources(folder: Path, suffixes: Iterable[str] = (".py",)) -> str:

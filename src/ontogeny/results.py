@@ -51,6 +51,7 @@ class Item:
     value: float
 
 
+SCORES, ITEMS = "scores.parquet", "items.parquet"  # the files of a scores artifact
 SCORE_SCHEMA = pa.schema(
     [
         ("member", pa.string()),

@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 
 from ontogeny.config import Settings
 
+PYTHIA_VOCABULARY = 50277  # ids of its tokenizer, before padding
+
 Activation = Literal["gelu", "gelu_tanh"]  # the exact (erf) form, and its tanh approximation
 RotaryTables = Literal["float32", "compute"]  # the dtype cos and sin are formed in
 
@@ -69,6 +71,11 @@ class Shape(Settings):
         matmul = self.num_non_embedding + self.vocab_size * self.hidden_size
         attention = self.num_layers * self.context_length * self.hidden_size
         return 6.0 * (matmul + attention)
+
+
+def padded(size: int, multiple: int = 128) -> int:
+    """The least multiple of `multiple` that holds `size` ids: rows of the embeddings."""
+    return -(-size // multiple) * multiple
 
 
 def num_non_embedding(num_layers: int, hidden_size: int) -> int:

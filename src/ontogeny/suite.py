@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from ontogeny.config import Settings, build, nearest, read_toml, with_changes
 from ontogeny.errors import ConfigError
-from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads
+from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads, padded
 
 Init = Literal["small-wang", "normal"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -250,7 +250,7 @@ class SharedSettings(Settings):
                 "num_layers": size.num_layers,
                 "hidden_size": size.hidden_size,
                 "num_heads": size.num_heads,
-                "vocab_size": -(-vocab_size // multiple) * multiple,
+                "vocab_size": padded(vocab_size, multiple),
                 "context_length": self.order.context_length,
                 "activation": recipe.training_activation,
                 "rotary_tables": recipe.rotary_tables,
@@ -371,6 +371,8 @@ class Record(Settings):
 
 
 RECORD = "suite.json"
+# Where a run keeps what gathers in it.
+METRICS, STEPS, STATES = "metrics.jsonl", "steps", "states"
 
 
 def write_record(home: Path, record: Record) -> None:

@@ -212,7 +212,6 @@ class _Stages:
             draft.facts |= facts
             if scores is not None:
                 write_scores(draft.folder / "scores.parquet", scores)
-        assert draft.artifact is not None
         self.digests[name] = draft.artifact.digest
         seconds = 0.25 + len(name)
         self.done.append(
@@ -245,7 +244,6 @@ def _write_run(run: Artifact, member: Member, settings: RunSettings, digest_of: 
         with writing(path, "checkpoint", config={"step": step}, inputs=inputs) as draft:
             draft.facts |= facts
             (draft.folder / "config.json").write_text(json.dumps({"step": step}))
-        assert draft.artifact is not None
         parent = draft.artifact.digest
         if step in settings.full_state_steps:
             (run.path / "states" / f"step{step}").mkdir(parents=True)

@@ -31,9 +31,9 @@ from ontogeny.errors import CheckpointError, ConfigError, OrderError, TrainingEr
 from ontogeny.model.init import initial_model
 from ontogeny.order.batches import roll
 from ontogeny.results import UpdateMetrics, read_metrics
-from ontogeny.suite import RunSettings
+from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.loop import Stopped, train
-from ontogeny.training.metrics import METRICS, tensorboard_sink
+from ontogeny.training.metrics import tensorboard_sink
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.run import Run, locked
 from ontogeny.training.schedule import learning_rate

@@ -42,7 +42,6 @@ def write(
             (draft.folder / name).parent.mkdir(exist_ok=True)
             (draft.folder / name).write_bytes(data)
         draft.facts["count"] = len(files)
-    assert draft.artifact is not None
     return draft.artifact
 
 
@@ -193,10 +192,11 @@ def test_a_manifest_with_nonsense_for_files(sample: Path, tmp_path: Path, files:
         open_artifact(path)
 
 
-def refused(path: Path, manifest: bytes) -> None:
+def refusal(path: Path, manifest: bytes) -> str:
     (path / MANIFEST).write_bytes(manifest)
-    with pytest.raises(DataError, match="manifest"):
+    with pytest.raises(DataError) as caught:
         open_artifact(path)
+    return str(caught.value)
 
 
 @settings(max_examples=60)
@@ -206,7 +206,7 @@ def test_a_truncated_manifest(
 ) -> None:
     path = copied(sample, tmp_path_factory.mktemp("cut"))
     whole = (path / MANIFEST).read_bytes().rstrip()
-    refused(path, whole[: int(cut * len(whole))])
+    assert "manifest" in refusal(path, whole[: int(cut * len(whole))])
 
 
 @settings(max_examples=60)
@@ -214,11 +214,11 @@ def test_a_truncated_manifest(
 def test_a_manifest_of_random_bytes(
     sample: Path, tmp_path_factory: pytest.TempPathFactory, noise: bytes
 ) -> None:
-    refused(copied(sample, tmp_path_factory.mktemp("noise")), noise)
+    assert "manifest" in refusal(copied(sample, tmp_path_factory.mktemp("noise")), noise)
 
 
 def test_a_manifest_nested_without_end(sample: Path, tmp_path: Path) -> None:
-    refused(copied(sample, tmp_path), b'{"content":' + b"[" * 200_000)
+    assert "manifest" in refusal(copied(sample, tmp_path), b'{"content":' + b"[" * 200_000)
 
 
 @settings(max_examples=60)

@@ -177,19 +177,20 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ],
 )
 def test_text_that_parsers_choke_on(tmp_path: Path, text: str) -> None:
-    never_a_traceback(tmp_path, text)
+    assert "suite.toml: " in refusal(tmp_path, text)
 
 
-def never_a_traceback(folder: Path, text: str) -> None:
+def refusal(folder: Path, text: str) -> str:
     path = folder / "suite.toml"
     path.write_bytes(text.encode("utf-8", errors="surrogatepass"))
-    with pytest.raises(ConfigError, match=r"suite\.toml: "):
+    with pytest.raises(ConfigError) as caught:
         load_suite(path, ["name=changed"])
+    return str(caught.value)
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="\r")))
 def test_random_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    never_a_traceback(tmp_path_factory.getbasetemp(), text)
+    assert "suite.toml: " in refusal(tmp_path_factory.getbasetemp(), text)
 
 
 LINES = DEMO.splitlines()

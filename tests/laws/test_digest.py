@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from ontogeny.digest import (
     canonical_json,
-    digest_array,
     digest_bytes,
     digest_file,
     digest_json,
@@ -66,27 +62,6 @@ def test_other_values_have_other_digests(one: Any, other: Any) -> None:
 def test_what_is_no_number_is_no_json(value: Any) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(value)
-
-
-@given(
-    arrays.arrays(
-        st.sampled_from(["<i2", "<i8", "<f4", "<u2", "|u1", "?"]),
-        arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5),
-    )
-)
-def test_layout_does_not_count(array: np.ndarray) -> None:
-    wide = np.repeat(array, 2, axis=0)
-    for same in (np.asfortranarray(array), wide[::2], array.astype(array.dtype.newbyteorder(">"))):
-        assert digest_array(same) == digest_array(array)
-    header = f"{array.dtype.str}{list(array.shape)}".encode()
-    assert digest_array(array) == hashlib.sha256(header + array.tobytes()).hexdigest()
-
-
-def test_dtype_shape_and_values_count() -> None:
-    array = np.zeros(6, np.int32)
-    others = [array.view(np.uint32), array.reshape(2, 3), array[:5], array + 1, array.view("<f4")]
-    digests = {digest_array(other) for other in (array, *others)}
-    assert len(digests) == 6
 
 
 def test_sources_by_name_and_content(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import ConfigError, DataError
+from ontogeny.shape import padded
 from ontogeny.suite import VocabularySettings
 from ontogeny.tokens.vocabulary import (
     END_OF_DOCUMENT,
@@ -23,7 +24,6 @@ from ontogeny.tokens.vocabulary import (
     build_vocabulary,
     load_vocabulary,
     open_vocabulary,
-    padded,
     train_vocabulary,
     vocabulary_inputs,
 )

@@ -26,8 +26,8 @@ from ontogeny.digest import digest_bytes
 from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
+from ontogeny.suite import STATES, STEPS
 
-STEPS, STATES = "steps", "states"
 OPTIMIZER = "optimizer.safetensors"
 
 
@@ -87,7 +87,7 @@ def save_checkpoint(
     ) as draft:
         draft.facts.update(facts)
         hf.save(model, draft.folder)
-    return _published(draft)
+    return draft.artifact
 
 
 def save_state(
@@ -211,11 +211,6 @@ def _weights_folder(run: Path, step: int) -> Path | None:
     """Where the weights of a full state are; None if a kill left the state without them."""
     folders = (state_folder(run, step), step_folder(run, step))
     return next((folder for folder in folders if (folder / hf.WEIGHTS).is_file()), None)
-
-
-def _published(draft: artifact.Draft) -> Artifact:
-    assert draft.artifact is not None
-    return draft.artifact
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -16,13 +16,12 @@ from ontogeny.evaluation.held_out import HeldOutDocument, LastWord, held_out_doc
 from ontogeny.evaluation.intervals import mean_interval, ratio_interval
 from ontogeny.evaluation.score import answer
 from ontogeny.model.neox import DTYPES, NeoX
-from ontogeny.results import Item, Score, write_items, write_scores
+from ontogeny.results import ITEMS, SCORES, Item, Score, write_items, write_scores
 from ontogeny.suite import EvaluationSettings
 from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import Vocabulary
 
 HELD_OUT, LAST_WORD = "held-out", "last-word"
-SCORES, ITEMS = "scores.parquet", "items.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,6 @@ def sweep_run(
         write_scores(draft.folder / SCORES, rows.scores)
         write_items(draft.folder / ITEMS, rows.items)
         draft.facts.update(num_scores=len(rows.scores), num_items=len(rows.items))
-    assert draft.artifact is not None
     return draft.artifact
 
 

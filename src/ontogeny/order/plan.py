@@ -126,7 +126,6 @@ def build_order(
             "windows_per_epoch": len(indices.windows) // num_epochs,
             "start": _start(store, settings, recipe, num_epochs if together else None),
         }
-    assert draft.artifact is not None
     return draft.artifact
 
 

@@ -17,8 +17,11 @@ from typing import Any
 from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
-from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
 from ontogeny.suite import (
+    METRICS,
+    STATES,
+    STEPS,
     EvaluationSettings,
     Member,
     Record,
@@ -34,9 +37,6 @@ LAST_WORD = LOG_PROBABILITY, ACCURACY  # not measured where the suite asks for n
 SOURCE_PREFIX = "held-out/"
 
 Measure = tuple[str, str]  # task and metric
-
-# Where a run keeps what its manifest does not list.
-METRICS, STEPS, STATES = "metrics.jsonl", "steps", "states"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     checkpoints = [_checkpoint(artifact, step) for step in run.steps]
     _require_unbroken(artifact.path, checkpoints, updates)
     scored = artifacts[f"scores/{member.name}"]
-    scores = _scores(scored.path / "scores.parquet", run)
+    scores = _scores(scored.path / SCORES, run)
     _require_measures(scores, build(EvaluationSettings, scored.config, scored.path), scored.path)
     return History(member, run, updates, checkpoints, scores)
 

@@ -151,10 +151,6 @@ class Growth:
             lambda folder: build_report(home, folder),
         )
 
-    def stage_seconds(self) -> dict[str, float]:
-        """What making each stage took, by name, also in earlier sittings."""
-        return {stage.name: stage.seconds for stage in self._record().stages}
-
     def _vocabulary(self, text: Artifact) -> Artifact:
         settings = self.suite.vocabulary
         standard = corpus_file(text.path, "standard")

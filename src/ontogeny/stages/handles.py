@@ -9,15 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from ontogeny.checkpoints.store import list_steps, load_checkpoint, step_folder
-from ontogeny.evaluation.sweep import SCORES
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import open_order
-from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores
-from ontogeny.suite import Record, RunSettings, read_record
+from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.suite import METRICS, Record, RunSettings, read_record
 from ontogeny.tokens.store import DocumentStore, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
-from ontogeny.training.metrics import METRICS
 from ontogeny.training.run import open_run
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ontogeny.model.neox import DTYPES
+from ontogeny.shape import PYTHIA_VOCABULARY
 from ontogeny.suite import Member, RunSettings, Suite, TextSettings
 from ontogeny.training.machine import device, resolve_precision, threads
 
@@ -100,7 +101,7 @@ def plan_suite(suite: Suite, base: Path) -> SuitePlan:
     # A vocabulary file of unstated size is counted as Pythia's; it only matters to the plan.
     precision = resolve_precision(suite.training.precision)
     members = [
-        MemberPlan(member, suite.run_settings(member, vocab_size or 50277, precision))
+        MemberPlan(member, suite.run_settings(member, vocab_size or PYTHIA_VOCABULARY, precision))
         for member in suite.table()
     ]
     num_lanes = lanes(suite.training.threads)

@@ -75,7 +75,6 @@ def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base
             "components": component_facts(settings.components),
             "planted": [_with_counts(fact, cut.dropped_ids) for fact in truth],
         }
-    assert draft.artifact is not None
     return draft.artifact
 
 

@@ -140,7 +140,6 @@ def encode(
             )
         draft.facts |= files.facts() | {"num_empty_dropped": num_empty, "eod_id": end}
         draft.facts |= {"vocabulary": vocabulary.digest, "vocabulary_size": vocabulary.size}
-    assert draft.artifact is not None
     return draft.artifact
 
 

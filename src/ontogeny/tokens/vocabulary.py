@@ -84,11 +84,6 @@ class Vocabulary:
         return text
 
 
-def padded(size: int, multiple: int = 128) -> int:
-    """The least multiple of `multiple` that holds `size` ids: rows of the embedding."""
-    return -(-size // multiple) * multiple
-
-
 def load_vocabulary(path: Path) -> Vocabulary:
     """The vocabulary of a Hugging Face `tokenizer.json`. Raises DataError for any other file."""
     try:
@@ -165,7 +160,6 @@ def build_vocabulary(
         config = json.dumps(_transformers_config(vocabulary), indent=1) + "\n"
         (draft.folder / TOKENIZER_CONFIG).write_text(config, encoding="utf-8")
         draft.facts |= {"size": vocabulary.size, "vocabulary": vocabulary.digest}
-    assert draft.artifact is not None
     return draft.artifact
 
 

@@ -30,9 +30,9 @@ from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, roll
 from ontogeny.results import UpdateMetrics
-from ontogeny.suite import RunSettings
+from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training import machine
-from ontogeny.training.metrics import METRICS, MetricsFile, Sink
+from ontogeny.training.metrics import MetricsFile, Sink
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.run import Run, Start, locked
 from ontogeny.training.schedule import learning_rate

@@ -15,7 +15,6 @@ from typing import IO, Any
 from ontogeny.errors import ConfigError
 from ontogeny.results import UpdateMetrics, parse_metrics
 
-METRICS = "metrics.jsonl"
 Sink = Callable[[UpdateMetrics], None]
 
 

@@ -29,8 +29,8 @@ from ontogeny.digest import SHORT
 from ontogeny.errors import CheckpointError
 from ontogeny.model.init import initial_model
 from ontogeny.model.neox import NeoX
-from ontogeny.suite import RunSettings
-from ontogeny.training.metrics import METRICS, whole_lines
+from ontogeny.suite import METRICS, RunSettings
+from ontogeny.training.metrics import whole_lines
 
 LOCK = ".lock"
 
