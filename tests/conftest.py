@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from grown import Ground, prepare
+from ontogeny.cli.main import main
+from spoken import Said, Type
 
 # Small tensors gain nothing from threads, and on a busy machine lose fiftyfold by them. Read when
 # torch is first imported, so also by the processes that tests start.
@@ -37,3 +42,22 @@ def golden(reference: Path) -> Path:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """A tiny corpus prepared for runs, shared and never written to."""
     return prepare(tmp_path_factory.mktemp("ground"))
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Type]:
+    """Type `ontogeny ...`."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["ontogeny", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)

@@ -1,6 +1,6 @@
 """`python -m ontogeny`."""
 
-from ontogeny.cli import main
+from ontogeny.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import ontogeny
 from grown import Ground, begin, settings
-from ontogeny import cli
 from ontogeny.training.loop import train
+from spoken import Said, Type
 
-SUITES = Path(cli.__file__).parent / "suites"
+SUITES = Path(ontogeny.__file__).parent / "suites"
 SUITE = """
 name = "tiny"
 [text]
@@ -32,37 +30,6 @@ rows_per_update = 8
 [[members]]
 size = ["14m"]
 """
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command printed and how it left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Type = Callable[..., Said]
-
-
-@pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Type]:
-    """Type `ontogeny ...`."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*words: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["ontogeny", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        printed = capsys.readouterr()
-        return Said(code, printed.out, printed.err)
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 
 import ontogeny
 from grown import documents
-from ontogeny import cli
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import list_steps
+from ontogeny.cli.grow import report
 from ontogeny.errors import ConfigError, EvaluationError, TrainingError
 from ontogeny.results import read_scores
 from ontogeny.stages.graph import Growth
@@ -171,9 +171,9 @@ def test_looking_finds_what_is_done_and_writes_nothing(base: Path, home: Path) -
 def test_the_page_can_be_written_again(home: Path, tmp_path: Path) -> None:
     page = (home / "report" / "index.html").read_bytes()
     shutil.rmtree((home / "report").resolve())
-    cli.report(home, None)
+    report(home, None)
     assert (home / "report" / "index.html").read_bytes() == page
-    cli.report(home, tmp_path / "page")
+    report(home, tmp_path / "page")
     assert (tmp_path / "page" / "index.html").read_bytes() == page
 
 

@@ -1,0 +1,53 @@
+"""What every verb uses: the app they belong to, the two consoles, tables, the way out."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/2m")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting")
+]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version")] = False,
+) -> None:
+    """Grow controlled suites of language models and study how they grow."""
+    if version:
+        out.print(metadata.version("ontogeny"), highlight=False)
+        raise typer.Exit
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Columns as wide as they need to be, words to the left and numbers to the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for place, title in enumerate(header):
+        is_words = not any(character.isdigit() for character in rows[0][place][:2])
+        table.add_column(title, justify="left" if place == 0 or is_words else "right")
+    for row in rows:
+        table.add_row(*row)
+    width = sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True))
+    Console(width=max(width, 1)).print(table)
+
+
+def leave(words: str, code: int) -> NoReturn:
+    """Say something on standard error and exit."""
+    err.print(words, markup=False, highlight=False)
+    raise SystemExit(code)

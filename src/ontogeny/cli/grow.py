@@ -1,0 +1,167 @@
+"""Verbs that make things: `demo`, `run`, `train`, `report`, `prune`."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ontogeny.cli.app import Changes, RunFolder, app, leave, out, print_table
+from ontogeny.cli.progress import Bars, bars, update_bar
+from ontogeny.config import build, read_toml, with_changes
+from ontogeny.suite import RunFile, load_suite
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing")]
+OtherBits = Annotated[
+    bool, typer.Option("--other-bits", help="Go on from states of another torch or processor")
+]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Where fetched packages are kept")]
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option("--out", help="Default: demo, or quick")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The same path, much smaller")] = False,
+    prefetch: Annotated[bool, typer.Option("--prefetch", help="Only fetch the text")] = False,
+    changes: Changes = None,
+    dry_run: DryRun = False,
+    cache: Cache = None,
+    other_bits: OtherBits = False,
+) -> None:
+    """From real text to a trained suite and a report, in minutes on two CPU cores."""
+    name = "quick" if quick else "demo"
+    with resources.as_file(resources.files("ontogeny") / "suites" / f"{name}.toml") as file:
+        if prefetch:
+            fetch_text(file, cache)
+        else:
+            grow(file, folder or Path(name), changes, dry_run, cache, other_bits)
+
+
+@app.command()
+def run(
+    suite: Annotated[Path, typer.Argument(help="A suite file, such as suites/demo.toml")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder the suite grows in")],
+    changes: Changes = None,
+    dry_run: DryRun = False,
+    cache: Cache = None,
+    other_bits: OtherBits = False,
+) -> None:
+    """Grow a suite: make every stage that is missing, from text to report."""
+    grow(suite, folder, changes, dry_run, cache, other_bits)
+
+
+@app.command()
+def train(
+    run_file: Annotated[Path, typer.Argument(help="A run file: a size and the store to train on")],
+    folder: Annotated[Path, typer.Option("--out", help="The folder of the run")],
+    changes: Changes = None,
+    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars too")] = False,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to W&B too")] = None,
+    other_bits: OtherBits = False,
+) -> None:
+    """Train a single run, or go on with it."""
+    from ontogeny.stages.single import begin_single
+    from ontogeny.training import metrics
+    from ontogeny.training.loop import train as train_run
+
+    values = with_changes(read_toml(run_file), changes or [])
+    single = build(RunFile, values, run_file)
+    begun, batches = begin_single(single, run_file.parent, folder)
+    settings = begun.settings
+    if not begun.is_finished:
+        sinks = [metrics.tensorboard_sink(folder / "tensorboard")] if tensorboard else []
+        if wandb is not None:
+            sinks.append(metrics.wandb_sink(wandb, settings.member, settings.resolved()))
+        with bars() as progress:
+            sinks.append(update_bar(progress, settings))
+            train_run(begun, batches, sinks, other_bits=other_bits)
+    out.print(f"{folder}: step {settings.num_updates} of {settings.num_updates}")
+
+
+@app.command()
+def prune(run: RunFolder) -> None:
+    """Free the full states of a run; its checkpoints and their lineage stay whole.
+
+    A run that is not finished keeps its latest state, to go on from.
+    """
+    from ontogeny.checkpoints.store import drop_states, list_states
+    from ontogeny.training.run import locked, open_run
+
+    opened = open_run(run)
+    with locked(run):
+        latest = list_states(run)[-1:]
+        freed = drop_states(run, frozenset() if opened.is_finished else frozenset(latest))
+    out.print(f"{run}: freed {freed / 1e6:.1f} MB of full states")
+
+
+@app.command()
+def report(
+    home: Annotated[Path, typer.Argument(help="The folder of a suite, such as demo")],
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where the page goes; default: the suite's folder")
+    ] = None,
+) -> None:
+    """Write the page about a suite that has been grown."""
+    from ontogeny.report.site import build_report
+    from ontogeny.stages.graph import report_on
+
+    if folder is None:
+        folder = report_on(home)
+    else:
+        build_report(home, folder)
+    out.print(f"page: {folder / 'index.html'}")
+
+
+def fetch_text(suite_file: Path, cache: Path | None) -> None:
+    """Fetch the packages a suite's text comes from, for a machine that goes offline later."""
+    from ontogeny.text.components import prefetch
+
+    for file in prefetch(load_suite(suite_file).text.components, cache):
+        out.print(f"{file}")
+
+
+def grow(
+    suite_file: Path,
+    folder: Path,
+    changes: list[str] | None,
+    dry_run: bool,
+    cache: Path | None,
+    other_bits: bool,
+) -> None:
+    """Grow a suite in `folder`, or print what that would take."""
+    from ontogeny.artifact import require_space
+    from ontogeny.report.evidence import gather
+    from ontogeny.report.tables import summary_rows
+    from ontogeny.stages.graph import Growth
+    from ontogeny.stages.plan import as_bytes, as_time, plan_rows, plan_suite, stage_rows
+
+    began = time.monotonic()
+    suite = load_suite(suite_file, changes)
+    plan = plan_suite(suite, suite_file.parent)
+    out.print(
+        f"{suite.name}: {len(plan.members)} members, {plan.num_lanes} at a time, "
+        f"{plan.precision}, about {as_bytes(plan.num_bytes)} on disk and {as_time(plan.seconds)}"
+    )
+    progress = bars()
+    base, watch = suite_file.parent, Bars(progress)
+    growth = Growth(suite, folder, base, cache, plan.num_lanes, watch, other_bits)
+    if dry_run:
+        obstacle = growth.look()
+        print_table(*stage_rows(plan, growth.found))
+        if obstacle is not None:
+            out.print(f"not there yet: {obstacle}", markup=False, highlight=False)
+        out.print()
+        print_table(*plan_rows(plan))
+        return
+    require_space(folder, plan.num_bytes)
+    try:
+        with progress:
+            growth.run()
+    except KeyboardInterrupt:
+        leave("stopped; the same command goes on from the last saved state", 130)
+    print_table(*summary_rows(gather(folder)))
+    out.print(f"page: {folder / 'report' / 'index.html'}")
+    out.print(f"all of it took {as_time(time.monotonic() - began)}")

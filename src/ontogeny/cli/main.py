@@ -1,0 +1,46 @@
+"""The console command: the verbs, and how their errors are told.
+
+A user's mistake is one line on standard error and exit code 2; anything else that escapes is a bug
+and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from typing import NoReturn
+
+from ontogeny.cli import grow, look
+from ontogeny.cli.app import app, leave
+from ontogeny.errors import OntogenyError
+
+VERBS = (grow, look)  # importing a file adds its verbs to the app
+
+MENDABLE = {
+    errno.ENOSPC: "no space is left; try: free some, or another folder with --out",
+    errno.EDQUOT: "the quota is used up; try: free some, or another folder with --out",
+    errno.EACCES: "not allowed; try: another folder with --out, or change its permissions",
+    errno.EPERM: "not allowed; try: another folder with --out, or change its permissions",
+    errno.EROFS: "cannot be written; try: another folder with --out",
+}
+
+
+def main() -> None:
+    """The console command: a user's mistake is one line on standard error and exit code 2."""
+    from ontogeny.training.loop import Stopped
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except OntogenyError as error:
+        leave(f"error: {error}", 2)
+    except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
+        leave(f"error: {error.filename or 'disk'}: {error.strerror}; {MENDABLE[error.errno]}", 2)
+    except Stopped as stopped:
+        leave(str(stopped), 128 + stopped.signal_number)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

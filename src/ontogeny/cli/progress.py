@@ -1,0 +1,85 @@
+"""Progress on the terminal: a bar a member, a line a finished stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from ontogeny.cli.app import out
+from ontogeny.suite import RunSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ontogeny.results import UpdateMetrics
+    from ontogeny.stages.lanes import Report
+
+
+class Bars:
+    """A bar a member, and a line for every stage that is done."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def began(self, stage: str) -> None:
+        self._tasks[stage] = self._progress.add_task(stage, total=None)
+
+    def ended(self, stage: str, seconds: float, was_there: bool) -> None:
+        task = self._tasks.pop(stage, None)
+        if task is not None:
+            self._progress.remove_task(task)
+        told = "there" if was_there else f"{seconds:.1f} s"
+        self._progress.console.print(f"{stage:<24} {told:>8}", highlight=False)
+
+    def reported(self, report: Report) -> None:
+        name = f"{'scores' if report.phase == 'score' else 'runs'}/{report.member}"
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=report.total)
+        self._progress.update(
+            self._tasks[name], completed=report.done, total=report.total, tokens=report.tokens
+        )
+
+
+def update_bar(progress: Progress, settings: RunSettings) -> Callable[[UpdateMetrics], None]:
+    """A sink that moves a bar of updates."""
+    bar = progress.add_task(settings.member, total=settings.num_updates)
+    seen = 0
+
+    def move(row: UpdateMetrics) -> None:
+        nonlocal seen
+        seen += settings.tokens_per_update
+        progress.update(bar, completed=row.update + 1, tokens=seen)
+
+    return move
+
+
+def bars() -> Progress:
+    """How far each thing is, its tokens a second, the time it has left."""
+    return Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TokensColumn(),
+        TimeRemainingColumn(),
+        console=out,
+    )
+
+
+class TokensColumn(ProgressColumn):
+    """Tokens trained on a second, where the task counts them."""
+
+    def render(self, task: Task) -> Text:
+        tokens, seconds = task.fields.get("tokens"), task.elapsed
+        return Text(f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else "")
