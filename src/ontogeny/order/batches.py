@@ -13,15 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from ontogeny.errors import OrderError
-from ontogeny.order.plan import Order
+from ontogeny.order.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """The batches of an order for a run of `rows_per_update` rows an update."""
+    """The batches of an order for a run of `rows_per_update` rows an update.
 
-    order: Order
+    The run is at `first_place` of the order after `first_update` updates: 0 and 0, unless it is a
+    branch of a run that took another number of rows.
+    """
+
+    order: Windows
     rows_per_update: int
+    first_update: int = 0
+    first_place: int = 0
 
     def __post_init__(self) -> None:
         if self.rows_per_update < 1:
@@ -37,7 +43,17 @@ class Batches:
     @property
     def num_updates(self) -> int:
         """Updates the order has whole batches for."""
-        return self.order.num_windows // self.rows_per_update
+        left = self.order.num_windows - self.first_place
+        return self.first_update + left // self.rows_per_update
+
+    def place(self, update: int) -> int:
+        """Where in the order the rows of an update begin."""
+        return self.first_place + (update - self.first_update) * self.rows_per_update
+
+    def updates_and_rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which update saw the windows at these places of the order, and as which of its rows."""
+        updates, rows = np.divmod(places - self.first_place, self.rows_per_update)
+        return updates + self.first_update, rows
 
     def __call__(self, update: int) -> np.ndarray:
         """The batch that takes the model from step `update` to the next: int64 [rows, T + 1]."""
@@ -48,10 +64,10 @@ class Batches:
 
         Raises OrderError when the order ends before `update` does or the batch has no such rows.
         """
-        if not 0 <= update < self.num_updates:
+        if not self.first_update <= update < self.num_updates:
             raise OrderError(
                 f"the order does not reach update {update}",
-                expected=f"updates 0 to {self.num_updates - 1}",
+                expected=f"updates {self.first_update} to {self.num_updates - 1}",
                 found=f"{self.order.num_windows} windows, {self.rows_per_update} an update",
                 fix="train for fewer tokens or make a longer order",
             )
@@ -61,7 +77,7 @@ class Batches:
                 expected=f"rows 0 to {self.rows_per_update - 1}",
                 found=f"{first} to {first + count - 1}",
             )
-        return self.order.rows(update * self.rows_per_update + first, count)
+        return self.order.rows(self.place(update) + first, count)
 
 
 def roll(digest: str, rows: np.ndarray) -> str:
