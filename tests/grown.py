@@ -15,7 +15,12 @@ from ontogeny.suite import OrderSettings, RunSettings, VocabularySettings
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import open_store
-from ontogeny.tokens.vocabulary import build_vocabulary, open_vocabulary
+from ontogeny.tokens.vocabulary import (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    build_vocabulary,
+    open_vocabulary,
+)
 from ontogeny.training.run import Run, create_run
 
 CONTEXT = 16
@@ -104,7 +109,8 @@ def settings(**training: object) -> RunSettings:
 def begin(ground: Ground, folder: Path, run_settings: RunSettings) -> Run:
     """A run at `folder`, or the one that is there."""
     inputs = {
-        "order": open_artifact(ground.home / "order", "order").digest,
-        "vocabulary": open_artifact(ground.vocabulary, "vocabulary").digest,
+        "order": open_artifact(ground.home / "order", "order"),
+        "vocabulary": open_artifact(ground.vocabulary, "vocabulary"),
     }
-    return create_run(folder, run_settings, inputs, tokenizer_files={})
+    files = {name: ground.vocabulary / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
+    return create_run(folder, run_settings, inputs, tokenizer_files=files)

@@ -70,6 +70,10 @@ class Artifact:
         return files
 
 
+# What an artifact is made from: another artifact, or the digest of something that is none.
+Input = Artifact | str
+
+
 @dataclass(slots=True)
 class Draft:
     """An artifact being written: put files in `folder` and what was counted in `facts`."""
@@ -85,10 +89,10 @@ class Draft:
         return self.published
 
 
-def key_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+def key_of(kind: str, config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
     """The digest of what an artifact is to be, known before it is made."""
     return digest_json(
-        {"kind": kind, "format": FORMAT, "config": dict(config), "inputs": dict(inputs)}
+        {"kind": kind, "format": FORMAT, "config": dict(config), "inputs": _digests(inputs)}
     )
 
 
@@ -97,7 +101,7 @@ def key(artifact: Artifact) -> str:
     return key_of(artifact.kind, artifact.config, artifact.inputs)
 
 
-def keyed(path: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Path:
+def keyed(path: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, Input]) -> Path:
     """Where an artifact called `path` goes: its name and the first digits of its key.
 
     Another config or other inputs make another folder, never a mixed one.
@@ -111,12 +115,13 @@ def writing(
     kind: str,
     *,
     config: Mapping[str, Any],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Input],
     provenance: Mapping[str, Any] | None = None,
 ) -> Iterator[Draft]:
     """Write an artifact aside and publish it at `path` when the block ends well.
 
     `Draft.artifact` is the published artifact afterwards. When the block raises, nothing is left.
+    Where inputs that are artifacts lie is kept in the provenance, for `open_input`.
     Raises DataError if `path` exists: an artifact is never written over.
     """
     if path.exists():
@@ -132,11 +137,12 @@ def writing(
             "kind": kind,
             "format": FORMAT,
             "config": dict(config),
-            "inputs": dict(inputs),
+            "inputs": _digests(inputs),
             "facts": draft.facts,
             "files": _digest_files(aside),
         }
-        draft.published = _write_manifest(aside, path, content, provenance or {})
+        places = {"inputs_at": _places(path, inputs)}
+        draft.published = _write_manifest(aside, path, content, places | dict(provenance or {}))
         _flush(aside)
         _publish(aside, path)
         _flush_folder(path.parent)
@@ -176,6 +182,38 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     for name, size in sizes.items():
         _check_size(path / name, size)
     return artifact
+
+
+def open_input(artifact: Artifact, role: str) -> Artifact:
+    """Open what an artifact was made from, where it lay then, and check that it is the same.
+
+    Raises DataError when `role` is no input that is an artifact, when nothing is there any more,
+    and when something else is.
+    """
+    places = artifact.provenance.get("inputs_at", {})
+    if role not in artifact.inputs or role not in places:
+        raise DataError(
+            f"no {role} is known among what it was made from",
+            where=artifact.path,
+            found=", ".join(places) or "nothing",
+        )
+    place = Path(os.path.normpath(artifact.path.resolve() / places[role]))
+    if not place.is_dir():
+        raise DataError(
+            f"its {role} is not there",
+            where=artifact.path,
+            expected=f"{artifact.inputs[role][:SHORT]} at {place}",
+            fix=f"put it back, or move {role} and {artifact.kind} together",
+        )
+    found = open_artifact(place)
+    if found.digest != artifact.inputs[role]:
+        raise DataError(
+            f"is not the {role} that {artifact.path} was made from",
+            where=place,
+            expected=artifact.inputs[role],
+            found=found.digest,
+        )
+    return found
 
 
 def faults(artifact: Artifact) -> list[str]:
@@ -222,6 +260,23 @@ def environment() -> dict[str, Any]:
 def _own_source() -> str:
     """The digest of this package's source: once, as it was when the process first asked."""
     return digest_sources(Path(__file__).parent)
+
+
+def _digests(inputs: Mapping[str, Input]) -> dict[str, str]:
+    return {
+        role: given.digest if isinstance(given, Artifact) else given
+        for role, given in inputs.items()
+    }
+
+
+def _places(path: Path, inputs: Mapping[str, Input]) -> dict[str, str]:
+    """Where the inputs that are artifacts lie, from `path` on: right while all move together."""
+    home = path.parent.resolve() / path.name
+    return {
+        role: Path(os.path.relpath(given.path.resolve(), home)).as_posix()
+        for role, given in inputs.items()
+        if isinstance(given, Artifact)
+    }
 
 
 def _write_manifest(

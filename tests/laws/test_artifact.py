@@ -24,6 +24,7 @@ from ontogeny.artifact import (
     key_of,
     keyed,
     open_artifact,
+    open_input,
     require_space,
     writing,
 )
@@ -305,3 +306,27 @@ def test_a_folder_made_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="made meanwhile by another process"):
         write_while_another_does(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "theirs"]
+
+
+def test_inputs_that_are_artifacts_are_found_again_after_a_move(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with writing(home / "text", "text", config={}, inputs={"file": "0" * 64}) as text:
+        pass
+    (home / "link").symlink_to("text")
+    linked = open_artifact(home / "link")
+    with writing(home / "a" / "store", "store", config={}, inputs={"text": linked}) as store:
+        pass
+    assert store.artifact.inputs == {"text": text.artifact.digest}
+    assert key_of("store", {}, {"text": linked}) == key_of("store", {}, store.artifact.inputs)
+    home.rename(tmp_path / "moved")
+    moved = open_artifact(tmp_path / "moved" / "a" / "store")
+    assert open_input(moved, "text").digest == text.artifact.digest
+    with pytest.raises(DataError, match="no file is known among what it was made from"):
+        open_input(open_artifact(tmp_path / "moved" / "text"), "file")
+    (tmp_path / "moved" / "text").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"its text is not there; expected .* at .*moved/text"):
+        open_input(moved, "text")
+    with writing(tmp_path / "moved" / "text", "text", config={"other": 1}, inputs={}):
+        pass
+    with pytest.raises(DataError, match=r"is not the text that .* was made from"):
+        open_input(moved, "text")

@@ -63,7 +63,7 @@ def save_checkpoint(
     model: NeoX,
     progress: Progress,
     *,
-    parent: str | None,
+    parent: Artifact | None,
     provenance: Mapping[str, Any],
 ) -> Artifact:
     """Publish the checkpoint of a step, or check it against the one that is there.
@@ -81,7 +81,7 @@ def save_checkpoint(
     }
     if folder.exists():
         return _same_checkpoint(folder, facts)
-    inputs = {"run": run.digest} | ({} if parent is None else {"parent": parent})
+    inputs = {"run": run} | ({} if parent is None else {"parent": parent})
     with artifact.writing(
         folder, "checkpoint", config={"step": progress.step}, inputs=inputs, provenance=provenance
     ) as draft:
@@ -110,7 +110,7 @@ def save_state(
         folder,
         "state",
         config={"step": progress.step},
-        inputs={"run": run.digest},
+        inputs={"run": run},
         provenance=provenance,
     ) as draft:
         draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ontogeny.artifact import Artifact, open_artifact, writing
+from ontogeny.artifact import Artifact, Input, open_artifact, writing
 from ontogeny.checkpoints.store import list_steps, load_checkpoint, step_folder
 from ontogeny.evaluation.held_out import HeldOutDocument, LastWord, held_out_documents, last_words
 from ontogeny.evaluation.intervals import mean_interval, ratio_interval
@@ -64,13 +64,13 @@ def held_out_tasks(
     return Tasks(documents, words)
 
 
-def sweep_inputs(run: Path, store: DocumentStore) -> dict[str, str]:
+def sweep_inputs(run: Path, store: DocumentStore) -> dict[str, Input]:
     """What a run's scores are made from; the last checkpoint's digest stands for all before it."""
     last = step_folder(run, list_steps(run)[-1])
     return {
-        "run": open_artifact(run, "run").digest,
-        "checkpoint": open_artifact(last, "checkpoint").digest,
-        "store": store.digest,
+        "run": open_artifact(run, "run"),
+        "checkpoint": open_artifact(last, "checkpoint"),
+        "store": store.artifact,
     }
 
 
@@ -80,7 +80,7 @@ def sweep_run(
     folder: Path,
     *,
     settings: EvaluationSettings,
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Input],
     observe: Callable[[int], None] = lambda step: None,
 ) -> Artifact:
     """Score every checkpoint of a run and publish the rows and their items.

@@ -109,7 +109,7 @@ def build_order(
     config = order_config(settings, recipe, num_windows)
     together = RECIPES[recipe].shuffles_epochs_together
     sizes, length, seed = store.sizes, settings.context_length, settings.seed
-    with writing(folder, "order", config=config, inputs={"store": store.digest}) as draft:
+    with writing(folder, "order", config=config, inputs={"store": store.artifact}) as draft:
         if together:
             (asked,) = windows_asked(num_windows)
             indices = neox_indices(sizes, num_windows=asked, context_length=length, seed=seed)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from ontogeny.artifact import Artifact, keyed, open_artifact
+from ontogeny.artifact import Artifact, Input, keyed, open_artifact
 from ontogeny.errors import DataError
 from ontogeny.evaluation.sweep import held_out_tasks
 from ontogeny.order.plan import build_order, order_config
@@ -154,7 +154,7 @@ class Growth:
     def _vocabulary(self, text: Artifact) -> Artifact:
         settings = self.suite.vocabulary
         standard = corpus_file(text.path, "standard")
-        inputs = vocabulary_inputs(settings, self.base) or {"text": text.digest}
+        inputs: Mapping[str, Input] = vocabulary_inputs(settings, self.base) or {"text": text}
         return self._stage(
             "vocabulary",
             "vocabulary",
@@ -171,7 +171,7 @@ class Growth:
 
     def _store(self, text: Artifact, corpus: Any) -> None:
         vocabulary = self.found["vocabulary"]
-        inputs = {"text": text.digest, "vocabulary": vocabulary.digest}
+        inputs = {"text": text, "vocabulary": vocabulary}
         self._stage(
             f"stores/{corpus}",
             "store",
@@ -193,7 +193,7 @@ class Growth:
             f"orders/{corpus}",
             "order",
             order_config(suite.order, suite.recipe, num_windows),
-            {"store": store.digest},
+            {"store": store},
             lambda folder: build_order(
                 open_store(store.path),
                 suite.order,
@@ -215,8 +215,8 @@ class Growth:
     def _job(self, member: Member, settings: RunSettings) -> Job:
         found, place = self.found, self._place(f"runs/{member.name}")
         inputs = {
-            "order": found[f"orders/{member.corpus}"].digest,
-            "vocabulary": found["vocabulary"].digest,
+            "order": found[f"orders/{member.corpus}"],
+            "vocabulary": found["vocabulary"],
         }
         return Job(
             settings=settings,
@@ -262,7 +262,7 @@ class Growth:
         name: str,
         kind: str,
         config: Mapping[str, Any],
-        inputs: Mapping[str, str],
+        inputs: Mapping[str, Input],
         make: Callable[[Path], Artifact],
     ) -> Artifact:
         folder = keyed(self._place(name), kind, config, inputs)

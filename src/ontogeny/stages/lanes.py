@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from ontogeny.artifact import keyed
+from ontogeny.artifact import Input, keyed
 from ontogeny.errors import OntogenyError, TrainingError
 from ontogeny.evaluation.sweep import held_out_tasks, sweep_inputs, sweep_run
 from ontogeny.order.batches import Batches
@@ -45,7 +45,7 @@ class Job:
     settings: RunSettings
     evaluation: EvaluationSettings
     run: Path
-    run_inputs: Mapping[str, str]
+    run_inputs: Mapping[str, Input]
     store: Path
     order: Path
     held_out: Path

@@ -35,14 +35,14 @@ def begin_single(file: RunFile, base: Path, folder: Path) -> tuple[Run, Batches]
     settings = file.run_settings(file.the_member(), vocabulary.size, precision)
     num_windows = settings.num_updates * settings.training.rows_per_update
     config = order_config(file.order, file.recipe, num_windows)
-    inputs = {"store": store.digest}
+    inputs = {"store": store.artifact}
     place = keyed(folder.with_name(f"{folder.name}-order"), "order", config, inputs)
     if not place.exists():
         build_order(store, file.order, recipe=file.recipe, num_windows=num_windows, folder=place)
     run = create_run(
         folder,
         settings,
-        {"order": open_artifact(place, "order").digest, "vocabulary": vocabulary_artifact.digest},
+        {"order": open_artifact(place, "order"), "vocabulary": vocabulary_artifact},
         tokenizer_files={
             name: vocabulary_artifact.path / name for name in (TOKENIZER, TOKENIZER_CONFIG)
         },

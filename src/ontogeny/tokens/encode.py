@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from ontogeny.artifact import Artifact, writing
+from ontogeny.artifact import Artifact, Input, writing
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.text.documents import Document
 from ontogeny.tokens.store import IDS, SOURCE_DTYPE, SOURCES, TOKENS
@@ -107,7 +107,7 @@ def encode(
     eod: Eod = "end",
     num_processes: int = 1,
     config: Mapping[str, Any],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Input],
 ) -> Artifact:
     """Encode documents, in their order, into a store artifact.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
-from ontogeny.artifact import Artifact, open_artifact, writing
+from ontogeny.artifact import Artifact, Input, open_artifact, writing
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.suite import VocabularySettings
@@ -147,7 +147,7 @@ def build_vocabulary(
     texts: Iterator[str],
     folder: Path,
     *,
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Input],
     base: Path,
 ) -> Artifact:
     """Train or load as `settings` say and write the artifact, which `transformers` also reads.

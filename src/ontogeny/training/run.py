@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ontogeny import artifact
-from ontogeny.artifact import Artifact, open_artifact
+from ontogeny.artifact import Artifact, Input, open_artifact
 from ontogeny.checkpoints.store import (
     Progress,
     list_states,
@@ -63,12 +63,12 @@ class Run:
     def is_finished(self) -> bool:
         return step_folder(self.path, self.settings.num_updates).is_dir()
 
-    def parent_of(self, step: int) -> str | None:
-        """The digest of the last kept checkpoint before `step`."""
+    def parent_of(self, step: int) -> Artifact | None:
+        """The last kept checkpoint before `step`."""
         earlier = [kept for kept in list_steps(self.path) if kept < step]
         if not earlier:
             return None
-        return open_artifact(step_folder(self.path, earlier[-1]), "checkpoint").digest
+        return open_artifact(step_folder(self.path, earlier[-1]), "checkpoint")
 
     def start(self, first_digest: str) -> Start:
         """The latest full state whose metrics are whole, or step 0.
@@ -93,7 +93,7 @@ def open_run(path: Path) -> Run:
 def create_run(
     path: Path,
     settings: RunSettings,
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Input],
     *,
     tokenizer_files: Mapping[str, Path],
 ) -> Run:
