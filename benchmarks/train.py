@@ -76,14 +76,15 @@ def measure(case: Case, contender: str, threads: int) -> dict[str, float]:
 
 
 def ours(case: Case, who: str, dtype: Any) -> Callable[[Any], float]:
-    """A training step as `ontogeny.training.loop` takes it."""
+    """A training step as `ontogeny.training.update` takes it."""
     import torch
 
     from ontogeny.config import build
     from ontogeny.model.init import initial_model
     from ontogeny.suite import RunSettings
-    from ontogeny.training import loop, machine
+    from ontogeny.training import machine
     from ontogeny.training.optimizer import AdamW
+    from ontogeny.training.update import accumulate
 
     machine.keep_freed_memory()
     shape = {name: value for name, value in vars(case).items() if name != "rows"}
@@ -101,7 +102,7 @@ def ours(case: Case, who: str, dtype: Any) -> Callable[[Any], float]:
     optimizer.set_rate(1e-3)
 
     def step(batch: Any) -> float:
-        loss = loop.accumulate(model, batch, settings)
+        loss = accumulate(model, batch, settings)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
