@@ -22,11 +22,12 @@ from torch import Tensor
 
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, open_artifact
-from ontogeny.digest import digest_bytes
+from ontogeny.config import build
+from ontogeny.digest import digest_bytes, digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
-from ontogeny.suite import STATES, STEPS
+from ontogeny.suite import STATES, STEPS, RunSettings
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -68,16 +69,20 @@ def save_checkpoint(
 ) -> Artifact:
     """Publish the checkpoint of a step, or check it against the one that is there.
 
-    A run that was killed computes some steps twice; they must come out the same. Raises
+    Its facts name the digest of the run's settings, and whether those keep a full state of the
+    step. A run that was killed computes some steps twice; they must come out the same. Raises
     CheckpointError when they do not.
     """
     folder = step_folder(run.path, progress.step)
+    settings = build(RunSettings, dict(run.config), run.path)
     facts = {
-        "member": run.config["member"],
+        "member": settings.member,
         "step": progress.step,
         "tokens": progress.tokens,
         "rows_digest": progress.rows_digest,
         "tensors": tensor_digests(model),
+        "config": digest_json(run.config),
+        "full_state": progress.step in settings.full_state_steps,
     }
     if folder.exists():
         return _same_checkpoint(folder, facts)
@@ -197,7 +202,7 @@ def _checked(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX:
 def _same_checkpoint(folder: Path, facts: Mapping[str, Any]) -> Artifact:
     there = open_artifact(folder, "checkpoint")
     for name, value in facts.items():
-        if there.facts[name] != value:
+        if there.facts.get(name) != value:
             raise CheckpointError(
                 f"computed again, step {facts['step']} has other {name} than the checkpoint there",
                 where=folder,
