@@ -67,16 +67,15 @@ def train(
 
 def require_same_bits(run: Run, start: Start) -> None:
     """Refuse to go on with another torch, processor or number of threads: other bits would come."""
-    here = machine.bits()
-    for name, before in start.bits.items():
-        if here.get(name) != before:
-            raise CheckpointError(
-                f"step {start.progress.step} was computed with another {name}",
-                where=run.path,
-                expected=before,
-                found=here.get(name),
-                fix="that one again, or --other-bits to go on all the same (it is recorded)",
-            )
+    name = machine.differing(start.bits)
+    if name is not None:
+        raise CheckpointError(
+            f"step {start.progress.step} was computed with another {name}",
+            where=run.path,
+            expected=start.bits[name],
+            found=machine.bits().get(name),
+            fix="that one again, or --other-bits to go on all the same (it is recorded)",
+        )
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -70,7 +70,15 @@ def bits() -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "bf16_instructions": multiplies_bf16(),
         "threads": torch.get_num_threads(),
+        "compile": False,  # nothing is compiled here, and no kernel is ours
+        "extensions": [],
     }
+
+
+def differing(recorded: Mapping[str, object]) -> str | None:
+    """The first recorded thing that is not so here; None where the bits will be the same."""
+    here = bits()
+    return next((name for name, value in recorded.items() if here.get(name) != value), None)
 
 
 def require_precision(precision: Precision) -> torch.dtype:

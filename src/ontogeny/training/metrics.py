@@ -7,7 +7,7 @@ sinks are functions of an update's metrics: TensorBoard, Weights & Biases.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -18,20 +18,28 @@ from ontogeny.results import UpdateMetrics, parse_metrics
 Sink = Callable[[UpdateMetrics], None]
 
 
+def whole_rows(path: Path) -> Iterator[UpdateMetrics]:
+    """The updates of each well-formed line, up to the first that is torn or out of turn."""
+    for row, _ in _whole(path):
+        yield row
+
+
 def whole_lines(path: Path) -> list[int]:
     """Where each well-formed line ends, up to the first that is torn or out of turn."""
-    ends: list[int] = []
+    return [end for _, end in _whole(path)]
+
+
+def _whole(path: Path) -> Iterator[tuple[UpdateMetrics, int]]:
     if not path.is_file():
-        return ends
-    position = 0
+        return
+    end = 0
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
             row = parse_metrics(line.decode("utf-8", errors="replace"))
-            if row is None or row.update != len(ends) or not line.endswith(b"\n"):
-                break
-            position += len(line)
-            ends.append(position)
-    return ends
+            if row is None or row.update != number or not line.endswith(b"\n"):
+                return
+            end += len(line)
+            yield row, end
 
 
 class MetricsFile:

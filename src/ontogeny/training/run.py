@@ -78,9 +78,17 @@ class Run:
         known = len(whole_lines(self.path / METRICS))
         for step in reversed(list_states(self.path)):
             if step <= known:
-                return Start(*load_state(self.artifact, step))
-        shape, settings = self.settings.shape, self.settings
-        model = initial_model(shape, settings.init, settings.init_seed)
+                return self.saved(step)
+        return self.initial(first_digest)
+
+    def saved(self, step: int) -> Start:
+        """The full state of `step`. Raises CheckpointError or DataError if it is damaged."""
+        return Start(*load_state(self.artifact, step))
+
+    def initial(self, first_digest: str) -> Start:
+        """Where a run begins: a model that is a function of the settings."""
+        settings = self.settings
+        model = initial_model(settings.shape, settings.init, settings.init_seed)
         return Start(model, {}, Progress(0, 0, first_digest), {})
 
 
