@@ -1,8 +1,8 @@
 """The Hugging Face layout of a model, both ways: `config.json` and `model.safetensors`.
 
 `transformers` reads what `save` writes, and `load` reads what `transformers` writes and what hubs
-hold for GPT-NeoX (old and new spellings, whole or sharded safetensors). Files always say
-`gpt_neox.` before every name but `embed_out.weight`. Not here: pickled `.bin` files.
+hold for GPT-NeoX (old and new spellings; whole or sharded; safetensors, or else pickled `.bin`).
+Files always say `gpt_neox.` before every name but `embed_out.weight`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from torch import Tensor
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError
 from ontogeny.model.neox import NeoX
+from ontogeny.model.pickled import read_pickled
 from ontogeny.shape import Activation, Shape
 
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_SHARDS = "pytorch_model.bin", "pytorch_model.bin.index.json"
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -69,11 +71,18 @@ def load(folder: Path) -> NeoX:
     CheckpointError for a file, key or tensor that is missing, damaged or of another shape.
     """
     shape = shape_of(read_config(folder), folder / CONFIG)
+    return assembled(shape, read_weights(folder), folder)
+
+
+def assembled(shape: Shape, weights: Mapping[str, Tensor], where: object) -> NeoX:
+    """The model of a shape with these weights, named as in files.
+
+    Raises CheckpointError unless they are exactly the tensors of the shape.
+    """
     with torch.device("meta"):
         model = NeoX(shape)
-    weights = read_weights(folder)
     expected = {to_file_name(name): tensor for name, tensor in model.state_dict().items()}
-    check_tensors(expected, weights, folder)
+    check_tensors(expected, weights, where)
     model.load_state_dict(
         {from_file_name(name): weights[name] for name in expected}, assign=True, strict=True
     )
@@ -162,7 +171,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"unreadable {CONFIG} ({error})", where=folder) from error
     if not isinstance(config, dict):
         raise CheckpointError("not a JSON object", where=path)
@@ -170,30 +179,61 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a folder's safetensors file or shards, by its name in the files."""
+    """Every tensor of a folder's weights, by its name in the files."""
     weights: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                weights.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"unreadable weights ({error})", where=path) from error
+        found = read_pickled(path) if path.suffix == ".bin" else _read_safetensors(path)
+        twice = sorted(weights.keys() & found.keys())
+        if twice:
+            raise CheckpointError(f"tensor {twice[0]} is in two files", where=path)
+        weights |= found
     return {name: tensor for name, tensor in weights.items() if not name.endswith(BUFFERS)}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the whole one, or the shards its index names."""
-    if (folder / SHARDS).is_file():
-        try:
-            index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-            return [folder / name for name in sorted(set(index["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"not an index of shards ({type(error).__name__}: {error})", where=folder / SHARDS
-            ) from error
-    if not (folder / WEIGHTS).is_file():
-        raise CheckpointError("no weights", where=folder, expected=f"{WEIGHTS} or {SHARDS}")
-    return [folder / WEIGHTS]
+    """The files of a folder's weights: the whole one, or the shards its index names.
+
+    Pickled files count only where there is no safetensors form.
+    """
+    for whole, shards in ((WEIGHTS, SHARDS), (PICKLED, PICKLED_SHARDS)):
+        if (folder / shards).is_file():
+            return [folder / name for name in _shard_names(folder / shards)]
+        if (folder / whole).is_file():
+            return [folder / whole]
+    raise CheckpointError(
+        "no weights",
+        where=folder,
+        expected=f"{WEIGHTS} or {SHARDS} (or {PICKLED}, {PICKLED_SHARDS})",
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"unreadable weights ({error})", where=path) from error
+
+
+def _shard_names(path: Path) -> list[str]:
+    """The files an index spreads the tensors over: neighbours of it, in its own form."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
+        suffix = Path(path.name.removesuffix(".index.json")).suffix
+        strangers = [name for name in names if Path(name).name != name or not name.endswith(suffix)]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"not an index of shards ({type(error).__name__}: {error})", where=path
+        ) from error
+    if strangers:
+        raise CheckpointError(
+            "names a shard that is no file beside it",
+            where=path,
+            expected=f"a name that ends in {suffix}",
+            found=strangers[0],
+        )
+    return names
 
 
 def check_tensors(
