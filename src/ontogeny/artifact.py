@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.digest import SHORT, digest_file, digest_json, digest_sources
-from ontogeny.errors import DataError
+from ontogeny.errors import DataError, Fault
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -156,17 +156,32 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     Payload digests are not recomputed here; `faults` does that. Raises DataError for what is
     missing, damaged or of another kind than `kind`.
     """
+    artifact = read_manifest(path)
+    if kind is not None and artifact.kind != kind:
+        raise DataError("wrong kind of artifact", where=path, expected=kind, found=artifact.kind)
+    for name, entry in artifact.files.items():
+        _check_size(path / name, entry["bytes"])
+    return artifact
+
+
+def read_manifest(path: Path) -> Artifact:
+    """What an artifact's manifest says, true to itself; its files are not looked at."""
     manifest = path / MANIFEST
     if not manifest.is_file():
         raise DataError("not an artifact", where=path, expected=f"a folder with {MANIFEST}")
+    return parse_manifest(manifest.read_bytes(), path)
+
+
+def parse_manifest(text: bytes, path: Path) -> Artifact:
+    """The artifact at `path` whose manifest reads so. Raises DataError if it is damaged."""
+    manifest = path / MANIFEST
     try:
-        written = json.loads(manifest.read_text(encoding="utf-8"))
+        written = json.loads(text.decode("utf-8"))
         artifact = Artifact(path, dict(written["content"]), dict(written["provenance"]))
         recorded = str(written["digest"]), str(written["provenance_digest"])
         actual = artifact.digest, digest_json(artifact.provenance)
-        found_kind, found_format = artifact.kind, artifact.content["format"]
-        sizes = {name: int(entry["bytes"]) for name, entry in artifact.files.items()}
-        _ = artifact.config, artifact.inputs, artifact.facts
+        found_format = artifact.content["format"]
+        _check_form(artifact)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"unreadable manifest ({type(error).__name__}: {error})",
@@ -177,10 +192,6 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
         raise DataError("manifest was altered", where=manifest, expected=recorded[0], found=actual)
     if found_format != FORMAT:
         raise DataError("unknown format", where=manifest, expected=FORMAT, found=found_format)
-    if kind is not None and found_kind != kind:
-        raise DataError("wrong kind of artifact", where=path, expected=kind, found=found_kind)
-    for name, size in sizes.items():
-        _check_size(path / name, size)
     return artifact
 
 
@@ -216,16 +227,28 @@ def open_input(artifact: Artifact, role: str) -> Artifact:
     return found
 
 
-def faults(artifact: Artifact) -> list[str]:
-    """Every payload file whose bytes are not those the manifest recorded, described."""
-    found = []
-    for name, entry in artifact.files.items():
-        path = artifact.path / name
-        if not path.is_file():
-            found.append(f"{path}: missing")
-        elif digest_file(path) != entry["sha256"]:
-            found.append(f"{path}: expected sha256 {entry['sha256']}, found {digest_file(path)}")
-    return found
+def faults(artifact: Artifact) -> list[Fault]:
+    """Every payload file whose bytes are not those the manifest recorded."""
+    found = (file_fault(artifact, name) for name in artifact.files)
+    return [fault for fault in found if fault is not None]
+
+
+def file_fault(artifact: Artifact, name: str) -> Fault | None:
+    """What is wrong with a payload file, if anything is."""
+    path, entry = artifact.path / name, artifact.files[name]
+    remake = f"fetch {path} again, or remove {artifact.path} and make it again"
+    if not path.is_file():
+        return Fault(str(path), "missing", "removed, or a copy that was not finished", remake)
+    found, expected = path.stat().st_size, entry["bytes"]
+    if found != expected:
+        problem = f"expected {expected} bytes, found {found}"
+        cause = "a copy that was cut short, or a full disk" if found < expected else "an edit"
+        return Fault(str(path), problem, cause, remake)
+    digest = digest_file(path)
+    if digest != entry["sha256"]:
+        problem = f"expected sha256 {entry['sha256']}, found {digest}"
+        return Fault(str(path), problem, "flipped bits or an edit: the size is right", remake)
+    return None
 
 
 def require_space(path: Path, num_bytes: int) -> None:
@@ -314,6 +337,17 @@ def _digest_files(folder: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
+
+
+def _check_form(artifact: Artifact) -> None:
+    places = artifact.provenance.get("inputs_at", {})
+    parts = (artifact.config, artifact.inputs, artifact.facts, artifact.files, places)
+    texts = [artifact.content["kind"], *artifact.inputs.values(), *places.values()]
+    texts += [entry["sha256"] for entry in artifact.files.values()]
+    sizes = [entry["bytes"] for entry in artifact.files.values()]
+    for kind, values in ((dict, parts), (str, texts), (int, sizes)):
+        if not all(isinstance(value, kind) for value in values):
+            raise TypeError(f"a part of it is no {kind.__name__}")
 
 
 def _check_size(path: Path, expected: int) -> None:

@@ -1,10 +1,26 @@
 """The errors a user can act on: one root and its children.
 
 A user's mistake is one of these; the command line prints it on one line and exits with 2.
-Anything else that escapes is a bug and keeps its traceback. Not here: recovery of any kind.
+Anything else that escapes is a bug and keeps its traceback. A fault is what checking finds: a
+finding among others, so no error. Not here: recovery of any kind.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is not what was recorded: what, where, the likely cause, what to do."""
+
+    place: str
+    problem: str
+    cause: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}"
 
 
 class OntogenyError(Exception):

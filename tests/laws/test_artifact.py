@@ -257,7 +257,7 @@ def test_a_flipped_byte_of_the_payload(
     (path / name).write_bytes(bytes(data))
     found = faults(open_artifact(path))
     assert len(found) == 1
-    assert found[0].startswith(f"{path / name}: expected sha256 ")
+    assert str(found[0]).startswith(f"{path / name}: expected sha256 ")
 
 
 def test_a_missing_and_a_truncated_file(sample: Path, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_missing_and_a_truncated_file(sample: Path, tmp_path: Path) -> None:
     (path / "a.bin").unlink()
     with pytest.raises(DataError, match=r"a\.bin: missing file; try: make the artifact again"):
         open_artifact(path)
-    assert faults(opened) == [f"{path / 'a.bin'}: missing"]
+    assert [str(fault) for fault in faults(opened)] == [f"{path / 'a.bin'}: missing"]
 
 
 def test_keys_know_config_and_inputs_before_there_is_anything(sample: Path) -> None:
@@ -330,3 +330,24 @@ def test_inputs_that_are_artifacts_are_found_again_after_a_move(tmp_path: Path) 
         pass
     with pytest.raises(DataError, match=r"is not the text that .* was made from"):
         open_input(moved, "text")
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("config", []),
+        ("facts", "none"),
+        ("inputs", {"text": 3}),
+        ("kind", None),
+        ("files", {"a.bin": {"bytes": "8", "sha256": "0"}}),
+        ("files", {"a.bin": {"bytes": 8, "sha256": None}}),
+    ],
+)
+def test_a_manifest_of_another_form(sample: Path, tmp_path: Path, part: str, value: object) -> None:
+    path = copied(sample, tmp_path)
+    written = json.loads((path / MANIFEST).read_text())
+    written["content"][part] = value
+    written["digest"] = digest_json(written["content"])
+    (path / MANIFEST).write_text(json.dumps(written))
+    with pytest.raises(DataError, match="unreadable manifest"):
+        open_artifact(path)
