@@ -66,14 +66,15 @@ def save_checkpoint(
     *,
     parent: Artifact | None,
     provenance: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> Artifact:
     """Publish the checkpoint of a step, or check it against the one that is there.
 
     Its facts name the digest of the run's settings, and whether those keep a full state of the
     step. A run that was killed computes some steps twice; they must come out the same. Raises
-    CheckpointError when they do not.
+    CheckpointError when they do not. It goes to its place in the run, or to `folder`.
     """
-    folder = step_folder(run.path, progress.step)
+    folder = folder or step_folder(run.path, progress.step)
     settings = build(RunSettings, dict(run.config), run.path)
     facts = {
         "member": settings.member,
@@ -103,12 +104,14 @@ def save_state(
     *,
     with_weights: bool,
     provenance: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> None:
     """Publish what a run needs to go on from a step, unless it is there.
 
-    The weights are left out where a checkpoint of the step holds them.
+    The weights are left out where a checkpoint of the step holds them. It goes to its place in
+    the run, or to `folder`.
     """
-    folder = state_folder(run.path, progress.step)
+    folder = folder or state_folder(run.path, progress.step)
     if folder.exists():
         return
     with artifact.writing(
@@ -161,13 +164,20 @@ def load_state(
 
 
 def drop_states(run: Path, keep: frozenset[int]) -> int:
-    """Remove every full state but those of the steps in `keep`; the bytes that were freed."""
+    """Remove every full state but those of the steps in `keep`; the bytes that were freed.
+
+    To be called under the run's lock: what killed writers left in the run is removed too.
+    """
     freed = 0
+    for place in (run / STEPS, run / STATES):
+        for leftover in place.glob(".step*.writing-*"):
+            shutil.rmtree(leftover)
     for step in list_states(run):
         if step not in keep:
             folder = state_folder(run, step)
             freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            shutil.rmtree(folder)
+            # Renamed first: whole or gone, for a kill and for whoever reads at the same time.
+            shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.writing-no-more")))
     return freed
 
 

@@ -52,9 +52,11 @@ class Bars:
         )
 
 
-def update_bar(progress: Progress, settings: RunSettings) -> Callable[[UpdateMetrics], None]:
-    """A sink that moves a bar of updates."""
-    bar = progress.add_task(settings.member, total=settings.num_updates)
+def update_bar(
+    progress: Progress, settings: RunSettings, num_updates: int | None = None
+) -> Callable[[UpdateMetrics], None]:
+    """A sink that moves a bar of `num_updates`, or of all the run's."""
+    bar = progress.add_task(settings.member, total=num_updates or settings.num_updates)
     seen = 0
 
     def move(row: UpdateMetrics) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import (
@@ -18,6 +19,8 @@ from ontogeny.checkpoints.store import (
     list_states,
     list_steps,
     load_checkpoint,
+    save_checkpoint,
+    save_state,
     state_folder,
     step_folder,
     tensor_digests,
@@ -66,6 +69,7 @@ class Replayed:
     optimizer: AdamW
     progress: Progress
     start: int  # the step it was derived from
+    is_from_settings: bool  # no state was kept there: from the initial model
     passed: list[Passed]
     num_compared: int  # updates whose metrics are on record
     loss_deviation: float  # the largest among those
@@ -120,9 +124,29 @@ def replay(
             if observe is not None:
                 observe(row)
     return Replayed(
-        state.model, state.optimizer, state.progress, origin.progress.step,
+        state.model, state.optimizer, state.progress, origin.progress.step, not origin.optimizer,
         record.passed, record.num_compared, record.loss_deviation, record.seconds,
     )  # fmt: skip
+
+
+def publish(run: Run, replayed: Replayed, folder: Path | None, state: Path | None) -> None:
+    """Write the checkpoint to `folder` and the full state to `state`, where they are given.
+
+    The checkpoint is the very one the run saved, or would have saved, at that step.
+    """
+    model, progress = replayed.model, replayed.progress
+    with machine.threads(run.settings.training.threads):
+        provenance = {"bits": machine.bits(), "replayed_from": replayed.start}
+    if folder is not None:
+        parent = run.parent_of(progress.step)
+        save_checkpoint(
+            run.artifact, model, progress, parent=parent, provenance=provenance, folder=folder
+        )
+    if state is not None:
+        save_state(
+            run.artifact, model, replayed.optimizer.named_state(), progress,
+            with_weights=True, provenance=provenance, folder=state,
+        )  # fmt: skip
 
 
 class _Record:
@@ -142,11 +166,12 @@ class _Record:
         if progress.step not in self._kept:
             return
         kept = open_artifact(step_folder(self._run.path, progress.step), "checkpoint")
-        self._require_same_rows(progress.rows_digest, kept.facts["rows_digest"], kept.path)
-        recorded, deviation = kept.facts["tensors"], None
+        self._require_same_rows(progress.rows_digest, str(kept.facts.get("rows_digest")), kept.path)
+        recorded, deviation = kept.facts.get("tensors", {}), None
         found = tensor_digests(state.model)
         if found != recorded:
-            other = next(name for name in found if found[name] != recorded.get(name))
+            others = (name for name in found if found[name] != recorded.get(name))
+            other = next(others, "set of tensors")
             if not self._tolerant:
                 raise CheckpointError(
                     f"replayed, step {progress.step} has another {other} than recorded",

@@ -1,0 +1,80 @@
+"""The verb that derives a step anew: `replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ontogeny.artifact import open_artifact
+from ontogeny.cli.app import RunFolder, app, out, print_table
+from ontogeny.cli.progress import bars, update_bar
+from ontogeny.digest import SHORT
+from ontogeny.errors import DataError
+
+if TYPE_CHECKING:
+    from ontogeny.training.replay import Passed, Replayed
+
+
+@app.command()
+def replay(
+    run: RunFolder,
+    step: Annotated[int, typer.Option(help="The step to derive, saved or not")],
+    start: Annotated[
+        int | None, typer.Option("--from", help="From this full state; default: the nearest before")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Write the checkpoint here")] = None,
+    state: Annotated[Path | None, typer.Option(help="Write the full state here")] = None,
+    tolerance: Annotated[
+        bool, typer.Option("--tolerance", help="Measure what deviates; do not refuse it")
+    ] = False,
+) -> None:
+    """Derive any step of a run again, and compare what the run recorded on the way."""
+    from ontogeny.stages.materials import open_materials
+    from ontogeny.training.replay import publish
+    from ontogeny.training.replay import replay as derive
+
+    for place in (folder, state):
+        if place is not None and place.exists():
+            raise DataError("already exists", where=place, fix="choose another folder")
+    materials = open_materials(run)
+    with bars() as progress:
+        found = derive(
+            materials.run, materials.batches, step, start=start, tolerant=tolerance,
+            observe=update_bar(progress, materials.run.settings, step),
+        )  # fmt: skip
+    publish(materials.run, found, folder, state)
+    if found.passed:
+        print_table(["step", "recorded", "replayed"], [passed_row(one) for one in found.passed])
+    tell(found)
+    for what, place in (("checkpoint", folder), ("full state", state)):
+        if place is not None:
+            out.print(f"{what}: {place}, {open_artifact(place).digest}", highlight=False)
+
+
+def passed_row(passed: Passed) -> list[str]:
+    """A row about a checkpoint that was passed."""
+    found = passed.deviation
+    verdict = "equal" if found is None else (
+        f"off by {found.absolute:.2g}; {found.tensor} by {found.relative:.2g} of its norm"
+    )  # fmt: skip
+    return [f"step{passed.step}", passed.digest[:SHORT], verdict]
+
+
+def tell(found: Replayed) -> None:
+    """Say where a replay began, what it compared, how fast it was, and what it gave."""
+    step = found.progress.step
+    updates = step - found.start
+    origin = f"the full state of step {found.start}"
+    if found.is_from_settings:
+        origin = "the initial model (no full state of it is kept)"
+    out.print(f"{updates} updates from {origin}", highlight=False)
+    if updates:
+        losses = f"off by up to {found.loss_deviation:.2g}" if found.loss_deviation else "equal"
+        out.print(
+            f"{updates / found.seconds:.1f} updates a second; "
+            f"{found.num_compared} of their losses are on record: {losses}",
+            highlight=False,
+        )
+    out.print(f"step {step}: weights, optimizer and rows {found.digest}", highlight=False)
