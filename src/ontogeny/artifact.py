@@ -159,8 +159,10 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     artifact = read_manifest(path)
     if kind is not None and artifact.kind != kind:
         raise DataError("wrong kind of artifact", where=path, expected=kind, found=artifact.kind)
-    for name, entry in artifact.files.items():
-        _check_size(path / name, entry["bytes"])
+    for name in artifact.files:
+        fault = file_fault(artifact, name, rehash=False)
+        if fault is not None:
+            raise DataError(fault.problem, where=fault.place, fix=fault.fix)
     return artifact
 
 
@@ -201,14 +203,13 @@ def open_input(artifact: Artifact, role: str) -> Artifact:
     Raises DataError when `role` is no input that is an artifact, when nothing is there any more,
     and when something else is.
     """
-    places = artifact.provenance.get("inputs_at", {})
-    if role not in artifact.inputs or role not in places:
+    place = input_place(artifact, role)
+    if role not in artifact.inputs or place is None:
         raise DataError(
             f"no {role} is known among what it was made from",
             where=artifact.path,
-            found=", ".join(places) or "nothing",
+            found=", ".join(artifact.provenance.get("inputs_at", {})) or "nothing",
         )
-    place = Path(os.path.normpath(artifact.path.resolve() / places[role]))
     if not place.is_dir():
         raise DataError(
             f"its {role} is not there",
@@ -227,26 +228,31 @@ def open_input(artifact: Artifact, role: str) -> Artifact:
     return found
 
 
+def input_place(artifact: Artifact, role: str) -> Path | None:
+    """Where an input lay when the artifact was made; None where that is not known."""
+    place = artifact.provenance.get("inputs_at", {}).get(role)
+    return None if place is None else Path(os.path.normpath(artifact.path.resolve() / place))
+
+
 def faults(artifact: Artifact) -> list[Fault]:
     """Every payload file whose bytes are not those the manifest recorded."""
     found = (file_fault(artifact, name) for name in artifact.files)
     return [fault for fault in found if fault is not None]
 
 
-def file_fault(artifact: Artifact, name: str) -> Fault | None:
-    """What is wrong with a payload file, if anything is."""
+def file_fault(artifact: Artifact, name: str, *, rehash: bool = True) -> Fault | None:
+    """What is wrong with a payload file, if anything is; its bytes are read where `rehash`."""
     path, entry = artifact.path / name, artifact.files[name]
-    remake = f"fetch {path} again, or remove {artifact.path} and make it again"
+    remake = f"fetch {name} again, or remove {artifact.path} and make it again"
     if not path.is_file():
-        return Fault(str(path), "missing", "removed, or a copy that was not finished", remake)
+        return Fault(str(path), "missing file", "removed, or never copied", remake)
     found, expected = path.stat().st_size, entry["bytes"]
     if found != expected:
-        problem = f"expected {expected} bytes, found {found}"
+        problem = f"truncated or altered file; expected {expected} bytes; found {found} bytes"
         cause = "a copy that was cut short, or a full disk" if found < expected else "an edit"
         return Fault(str(path), problem, cause, remake)
-    digest = digest_file(path)
-    if digest != entry["sha256"]:
-        problem = f"expected sha256 {entry['sha256']}, found {digest}"
+    if rehash and (digest := digest_file(path)) != entry["sha256"]:
+        problem = f"other bytes; expected sha256 {entry['sha256']}; found {digest}"
         return Fault(str(path), problem, "flipped bits or an edit: the size is right", remake)
     return None
 
@@ -348,20 +354,6 @@ def _check_form(artifact: Artifact) -> None:
     for kind, values in ((dict, parts), (str, texts), (int, sizes)):
         if not all(isinstance(value, kind) for value in values):
             raise TypeError(f"a part of it is no {kind.__name__}")
-
-
-def _check_size(path: Path, expected: int) -> None:
-    if not path.is_file():
-        raise DataError("missing file", where=path, fix="make the artifact again")
-    found = path.stat().st_size
-    if found != expected:
-        raise DataError(
-            "truncated or altered file",
-            where=path,
-            expected=f"{expected} bytes",
-            found=f"{found} bytes",
-            fix=f"remove {path.parent} and make it again",
-        )
 
 
 def _remove_leftovers(path: Path) -> None:

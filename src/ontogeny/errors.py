@@ -38,14 +38,20 @@ class OntogenyError(Exception):
         found: object = None,
         fix: str | None = None,
     ) -> None:
-        parts = [problem if where is None else f"{where}: {problem}"]
+        parts = [problem]
         if expected is not None:
             parts.append(f"expected {expected}")
         if found is not None:
             parts.append(f"found {found}")
-        if fix is not None:
-            parts.append(f"try: {fix}")
-        super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+        self.where = "" if where is None else str(where)
+        self.problem = "; ".join(" ".join(str(part).split()) for part in parts)
+        self.fix = fix or ""
+        told = f"{self.where}: {self.problem}" if self.where else self.problem
+        super().__init__(" ".join((told + (f"; try: {fix}" if fix else "")).split()))
+
+    def fault(self, cause: str, fix: str = "") -> Fault:
+        """The error as one finding among others; `fix` where the error itself names none."""
+        return Fault(self.where, self.problem, cause, self.fix or fix)
 
 
 class ConfigError(OntogenyError):

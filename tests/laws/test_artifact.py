@@ -257,7 +257,7 @@ def test_a_flipped_byte_of_the_payload(
     (path / name).write_bytes(bytes(data))
     found = faults(open_artifact(path))
     assert len(found) == 1
-    assert str(found[0]).startswith(f"{path / name}: expected sha256 ")
+    assert str(found[0]).startswith(f"{path / name}: other bytes; expected sha256 ")
 
 
 def test_a_missing_and_a_truncated_file(sample: Path, tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_a_missing_and_a_truncated_file(sample: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.bin: truncated .*expected 8 bytes; found 7 bytes"):
         open_artifact(path)
     (path / "a.bin").unlink()
-    with pytest.raises(DataError, match=r"a\.bin: missing file; try: make the artifact again"):
+    with pytest.raises(DataError, match=r"a\.bin: missing file; try: fetch a.bin again"):
         open_artifact(path)
-    assert [str(fault) for fault in faults(opened)] == [f"{path / 'a.bin'}: missing"]
+    assert [str(fault) for fault in faults(opened)] == [f"{path / 'a.bin'}: missing file"]
 
 
 def test_keys_know_config_and_inputs_before_there_is_anything(sample: Path) -> None:
