@@ -20,7 +20,17 @@ import ontogeny
 PACKAGE = Path(ontogeny.__file__).parent
 MAX_LINES = 400
 
-ROOT_FILES = ("errors", "ranges", "digest", "artifact", "config", "shape", "suite", "results")
+ROOT_FILES = (
+    "errors",
+    "ranges",
+    "digest",
+    "artifact",
+    "config",
+    "shape",
+    "steps",
+    "suite",
+    "results",
+)
 ROOMS = {
     "text": {"text"},
     "tokens": {"text", "tokens"},

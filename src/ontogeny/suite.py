@@ -1,7 +1,7 @@
 """The suite: one table of members, the shared settings, and what follows from them.
 
-Read from TOML (`suites/*.toml`). Here are also the two recipes, the settings of every stage, and
-the checkpoint steps, each derived in one place. Not here: running anything (`stages.py`).
+Read from TOML (`suites/*.toml`). Here are also the two recipes and the settings of every stage.
+Not here: the steps that are kept (`steps.py`), running anything (`stages`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ontogeny.config import Settings, build, nearest, read_toml, with_changes
 from ontogeny.errors import ConfigError
 from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads, padded
+from ontogeny.steps import BranchSettings, checkpoint_spacing, checkpoint_steps
 
 Init = Literal["small-wang", "normal"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -159,10 +160,23 @@ class RunSettings(Settings):
     init: Init
     init_seed: int
     training: TrainingSettings
+    branch: BranchSettings | None = None  # training.tokens then counts what was seen before too
+
+    @property
+    def first_step(self) -> int:
+        """The step the run begins from."""
+        return 0 if self.branch is None else self.branch.step
+
+    @property
+    def origin(self) -> int:
+        """The step from which those kept are counted, and the updates of the schedule."""
+        anew = self.branch is not None and self.branch.recipe.schedule == "anew"
+        return self.first_step if anew else 0
 
     @property
     def num_updates(self) -> int:
-        return self.training.tokens // self.tokens_per_update
+        before = 0 if self.branch is None else self.branch.tokens
+        return self.first_step + (self.training.tokens - before) // self.tokens_per_update
 
     @property
     def tokens_per_update(self) -> int:
@@ -170,25 +184,38 @@ class RunSettings(Settings):
 
     @property
     def steps(self) -> list[int]:
-        """The steps a checkpoint is kept of."""
-        return checkpoint_steps(self.num_updates, self.training.num_linear)
+        """The steps a checkpoint is kept of; a branch begins with one."""
+        counted = checkpoint_steps(self.num_updates - self.origin, self.training.num_linear)
+        kept = (self.origin + step for step in counted)
+        return sorted({self.first_step, *(step for step in kept if step > self.first_step)})
 
     @property
     def full_state_steps(self) -> frozenset[int]:
         """The steps that keep the optimizer's state too, so that a run can start from them."""
-        spacing = checkpoint_spacing(self.num_updates, self.training.num_linear)
-        every = spacing * self.training.full_state_every
-        return frozenset(step for step in self.steps if step % every == 0 or step == self.steps[-1])
+        origin, steps, training = self.origin, self.steps, self.training
+        spacing = checkpoint_spacing(self.num_updates - origin, training.num_linear)
+        every = spacing * training.full_state_every
+        return frozenset(
+            {steps[0], steps[-1], *(step for step in steps if (step - origin) % every == 0)}
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """The settings as JSON values, without a word about branches where the run is none."""
+        values = super().resolved()
+        if self.branch is None:
+            del values["branch"]
+        return values
 
     @model_validator(mode="after")
     def _batches_fit(self) -> RunSettings:
         rows, micro = self.training.rows_per_update, self.training.micro_batch_rows
         if micro is not None and rows % micro:
             raise ValueError(f"micro_batch_rows {micro} does not divide rows_per_update {rows}")
-        if self.num_updates < 1:
+        if self.num_updates <= self.first_step:
             raise ValueError(
                 f"training.tokens {self.training.tokens} is less than one update of "
                 f"{self.tokens_per_update} tokens"
+                + ("" if self.branch is None else f" after the {self.branch.tokens} seen before")
             )
         return self
 
@@ -268,14 +295,7 @@ class SharedSettings(Settings):
             known = [*self.sizes, *SIZES]
             raise ValueError(f"unknown size {name!r}; {nearest(name, known) or f'one of {known}'}")
         size = SIZES[name]
-        return SizeSettings(
-            num_layers=size.num_layers,
-            hidden_size=size.hidden_size,
-            num_heads=size.num_heads,
-            learning_rate=size.learning_rate,
-            init=size.init,
-            vocab_multiple=size.vocab_multiple,
-        )
+        return SizeSettings(**{field: getattr(size, field) for field in SizeSettings.model_fields})
 
 
 class Suite(SharedSettings):
@@ -325,24 +345,6 @@ class RunFile(SharedSettings):
 def load_suite(path: Path, changes: list[str] | None = None) -> Suite:
     """Read a suite file and apply `key=value` changes. Raises ConfigError on the first fault."""
     return build(Suite, with_changes(read_toml(path), changes or []), path)
-
-
-def checkpoint_spacing(num_updates: int, num_linear: int) -> int:
-    """Updates between the evenly spaced checkpoints."""
-    return max(1, round(num_updates / num_linear))
-
-
-def checkpoint_steps(num_updates: int, num_linear: int) -> list[int]:
-    """The steps kept: 0, powers of two below the spacing, its multiples, and the last.
-
-    With 143000 updates and 143 evenly spaced these are Pythia's 154.
-    """
-    if num_updates < 1 or num_linear < 1:
-        raise ConfigError("a run needs at least one update", found=num_updates)
-    spacing = checkpoint_spacing(num_updates, num_linear)
-    powers = {2**power for power in range(spacing.bit_length()) if 2**power < spacing}
-    multiples = set(range(0, num_updates + 1, spacing))
-    return sorted(step for step in powers | multiples | {num_updates} if step <= num_updates)
 
 
 class StageRecord(Settings):

@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from ontogeny.config import build
 from ontogeny.errors import ConfigError
 from ontogeny.shape import SIZES
+from ontogeny.steps import checkpoint_spacing, checkpoint_steps
 from ontogeny.suite import (
     Record,
     RunFile,
     RunSettings,
     StageRecord,
     Suite,
-    checkpoint_spacing,
-    checkpoint_steps,
     load_suite,
     read_record,
     write_record,

@@ -20,14 +20,15 @@ from ontogeny.order.windows import Windows
 class Batches:
     """The batches of an order for a run of `rows_per_update` rows an update.
 
-    The run is at `first_place` of the order after `first_update` updates: 0 and 0, unless it is a
-    branch of a run that took another number of rows.
+    The run begins with update `first_update` at `first_place` of the order: 0 and 0, unless it is
+    a branch. What the updates before saw are then the batches `earlier`, of its parent.
     """
 
     order: Windows
     rows_per_update: int
     first_update: int = 0
     first_place: int = 0
+    earlier: Batches | None = None
 
     def __post_init__(self) -> None:
         if self.rows_per_update < 1:
@@ -48,15 +49,23 @@ class Batches:
 
     def place(self, update: int) -> int:
         """Where in the order the rows of an update begin."""
+        if update < self.first_update and self.earlier is not None:
+            return self.earlier.place(update)
         return self.first_place + (update - self.first_update) * self.rows_per_update
 
     def updates_and_rows(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which update saw the windows at these places of the order, and as which of its rows."""
         updates, rows = np.divmod(places - self.first_place, self.rows_per_update)
-        return updates + self.first_update, rows
+        updates += self.first_update
+        if self.earlier is not None:
+            before = places < self.first_place
+            updates[before], rows[before] = self.earlier.updates_and_rows(places[before])
+        return updates, rows
 
     def __call__(self, update: int) -> np.ndarray:
         """The batch that takes the model from step `update` to the next: int64 [rows, T + 1]."""
+        if update < self.first_update and self.earlier is not None:
+            return self.earlier(update)
         return self.rows(update, 0, self.rows_per_update)
 
     def rows(self, update: int, first: int, count: int) -> np.ndarray:
@@ -64,6 +73,8 @@ class Batches:
 
         Raises OrderError when the order ends before `update` does or the batch has no such rows.
         """
+        if update < self.first_update and self.earlier is not None:
+            return self.earlier.rows(update, first, count)
         if not self.first_update <= update < self.num_updates:
             raise OrderError(
                 f"the order does not reach update {update}",

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ontogeny import artifact
-from ontogeny.artifact import Artifact, Input, open_artifact
+from ontogeny.artifact import Artifact, Input, open_artifact, open_input
 from ontogeny.checkpoints.store import (
     Progress,
     list_states,
@@ -64,10 +64,10 @@ class Run:
         return step_folder(self.path, self.settings.num_updates).is_dir()
 
     def parent_of(self, step: int) -> Artifact | None:
-        """The last kept checkpoint before `step`."""
+        """The last kept checkpoint before `step`; that of another run where a branch begins."""
         earlier = [kept for kept in list_steps(self.path) if kept < step]
         if not earlier:
-            return None
+            return None if self.settings.branch is None else open_input(self.artifact, "parent")
         return open_artifact(step_folder(self.path, earlier[-1]), "checkpoint")
 
     def start(self, first_digest: str) -> Start:
@@ -86,8 +86,17 @@ class Run:
         return Start(*load_state(self.artifact, step))
 
     def initial(self, first_digest: str) -> Start:
-        """Where a run begins: a model that is a function of the settings."""
+        """Where a run begins: a model that is a function of the settings.
+
+        Raises CheckpointError for a branch from a later step.
+        """
         settings = self.settings
+        if settings.first_step:
+            raise CheckpointError(
+                f"the state of step {settings.first_step}, which the branch begins from, is gone",
+                where=self.path,
+                fix="the command that made the branch",
+            )
         model = initial_model(settings.shape, settings.init, settings.init_seed)
         return Start(model, {}, Progress(0, 0, first_digest), {})
 

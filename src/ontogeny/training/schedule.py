@@ -2,6 +2,7 @@
 
 The `pythia` recipe is GPT-NeoX v1.0's: update 0 has rate 0, the cosine runs towards 0 over all
 updates and is clipped at the floor. The `sound` recipe starts above 0 and ends on the floor.
+The schedule goes by tokens: what a branch's parent saw counts as updates of the branch's own size.
 Source: gpt-neox v1.0, megatron/learning_rates.py.
 """
 
@@ -18,10 +19,20 @@ def learning_rate(update: int, settings: RunSettings) -> float:
     assert training.learning_rate is not None
     peak, floor = training.learning_rate, training.learning_rate * training.min_rate_ratio
     rate = _neox_rate if RECIPES[settings.recipe].first_rate_is_zero else _sound_rate
-    return rate(update, settings.num_updates, training.warmup, peak, floor)
+    # 0 for all but branches; nor is there a shift at the parent's rows per update.
+    shift = _before(settings) - settings.first_step
+    return rate(update + shift, settings.num_updates + shift, training.warmup, peak, floor)
 
 
-def _neox_rate(update: int, total: int, warmup: float, peak: float, floor: float) -> float:
+def _before(settings: RunSettings) -> float:
+    """Updates the schedule counts as done at the run's first step."""
+    branch = settings.branch
+    if branch is None or branch.recipe.schedule == "anew":
+        return 0
+    return branch.tokens / settings.tokens_per_update
+
+
+def _neox_rate(update: float, total: float, warmup: float, peak: float, floor: float) -> float:
     warm = warmup * total  # a fraction of an update is kept
     done = min(update, total - warm)
     if update <= warm and warm > 0:
@@ -29,7 +40,7 @@ def _neox_rate(update: int, total: int, warmup: float, peak: float, floor: float
     return max(peak / 2 * (1 + math.cos(math.pi * (done - warm) / total)), floor)
 
 
-def _sound_rate(update: int, total: int, warmup: float, peak: float, floor: float) -> float:
+def _sound_rate(update: float, total: float, warmup: float, peak: float, floor: float) -> float:
     warm = max(1, round(warmup * total))
     if update < warm:
         return peak * (update + 1) / warm
