@@ -40,11 +40,19 @@ class MemberPlan:
         return len(self.settings.steps)
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """What the weights of all checkpoints take."""
+        return MASTER_BYTES * self.settings.shape.num_parameters * self.num_checkpoints
+
+    @property
+    def state_bytes(self) -> int:
+        """What the kept full states take besides, and the rolling one at its largest."""
+        moments = MOMENT_BYTES * (len(self.settings.full_state_steps) + 1)
+        return self.settings.shape.num_parameters * (moments + MASTER_BYTES)
+
+    @property
     def num_bytes(self) -> int:
-        """Checkpoints, full states, and the rolling state at its largest."""
-        parameters = self.settings.shape.num_parameters
-        states = MOMENT_BYTES * len(self.settings.full_state_steps) + MASTER_BYTES + MOMENT_BYTES
-        return parameters * (MASTER_BYTES * self.num_checkpoints + states)
+        return self.checkpoint_bytes + self.state_bytes
 
     @property
     def train_flops(self) -> float:
@@ -167,7 +175,7 @@ def _left(name: str, seconds: float, there: Collection[str], unknown: Collection
 def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
     """The plan as a table: a row a member, and one for all."""
     header = ["member", "non-embedding", "parameters", "updates", "tokens", "checkpoints",
-              "FLOPs", "bytes on disk", "time (estimate)"]  # fmt: skip
+              "their bytes", "full states", "their bytes", "FLOPs", "time (estimate)"]  # fmt: skip
     rows = []
     for one in plan.members:
         shape = one.settings.shape
@@ -180,14 +188,19 @@ def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
                 f"{one.settings.num_updates:,}",
                 f"{one.settings.num_updates * one.settings.tokens_per_update:,}",
                 str(one.num_checkpoints),
+                as_bytes(one.checkpoint_bytes),
+                str(len(one.settings.full_state_steps)),
+                as_bytes(one.state_bytes),
                 f"{one.train_flops:.2e}",
-                as_bytes(one.num_bytes),
                 as_time(seconds),
             ]
         )
-    total = ["all", "", "", "", "", str(sum(one.num_checkpoints for one in plan.members)),
-             f"{sum(one.train_flops for one in plan.members):.2e}",
-             as_bytes(plan.num_bytes), as_time(plan.seconds)]  # fmt: skip
+    members = plan.members
+    total = ["all", "", "", "", "", str(sum(one.num_checkpoints for one in members)),
+             as_bytes(sum(one.checkpoint_bytes for one in members)),
+             str(sum(len(one.settings.full_state_steps) for one in members)),
+             as_bytes(sum(one.state_bytes for one in members)),
+             f"{sum(one.train_flops for one in members):.2e}", as_time(plan.seconds)]  # fmt: skip
     return header, [*rows, total]
 
 
