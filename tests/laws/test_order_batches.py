@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ontogeny.artifact import open_artifact
 from ontogeny.errors import DataError, OrderError
 from ontogeny.order.batches import Batches, roll, rows_of_rank
-from ontogeny.order.plan import Order, _check, build_order, open_order, order_config
+from ontogeny.order.plan import ARRAYS, Order, build_order, check_indices, open_order, order_config
 from ontogeny.order.shuffle import Indices
 from ontogeny.suite import OrderSettings, RecipeName
 from ontogeny.text.documents import Document
@@ -234,9 +234,10 @@ def test_refuses_damaged_arrays(
     monkeypatch.setattr("ontogeny.order.plan.BLOCK", block)
     order = made.orders["sound"]
     num_epochs = len(order.indices.documents) // len(made.store)
-    _check(order.indices, made.store, num_epochs, Path("order"))
+    files = {name: Path("order") / f"{name}.npy" for name in ARRAYS}
+    check_indices(order.indices, made.store, num_epochs, files)
     with pytest.raises(OrderError, match=message):
-        _check(damage(order.indices), made.store, num_epochs, Path("order"))
+        check_indices(damage(order.indices), made.store, num_epochs, files)
 
 
 def test_refuses_an_unreadable_array(made: Made, tmp_path: Path) -> None:

@@ -28,6 +28,20 @@ BLOCK = 1 << 20  # windows checked together
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    """The parts of documents that some windows are made of, one after another.
+
+    `documents`, and in tokens `offsets` in them and `lengths`: the lengths of each window's sum to
+    T + 1. Those of window w begin at piece `firsts[w]`. All int64, but documents.
+    """
+
+    documents: np.ndarray
+    offsets: np.ndarray
+    lengths: np.ndarray
+    firsts: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """A store's windows in order. `start` is what the rolling digest of the rows begins from.
 
@@ -60,6 +74,16 @@ class Order:
 
         Raises OrderError when the order ends before.
         """
+        pieces = self.pieces(first, count)
+        starts = self.store.starts(pieces.documents) + pieces.offsets
+        return self.store.gather(starts, pieces.lengths).reshape(count, self.context_length + 1)
+
+    def pieces(self, first: int, count: int) -> Pieces:
+        """What the windows at `count` places from `first` on are made of.
+
+        Raises OrderError when the order ends before, and where its index arrays do not give windows
+        of T + 1 tokens.
+        """
         if first < 0 or count < 0 or first + count > self.num_windows:
             raise OrderError(
                 "the order has no such windows",
@@ -67,27 +91,32 @@ class Order:
                 found=f"{first} to {first + count - 1}",
             )
         windows = self.indices.windows[first : first + count].astype(np.int64)
-        starts, lengths = self._pieces(windows)
-        return self.store.gather(starts, lengths).reshape(count, self.context_length + 1)
-
-    def _pieces(self, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where in the store the windows lie, one piece for each document they touch.
-
-        The pieces of a window follow each other; the lengths of each window's sum to T + 1.
-        """
         samples = self.indices.samples
         begins = samples[windows].astype(np.int64)  # [W, 2]
         counts = samples[windows + 1, 0] - begins[:, 0] + 1  # documents touched, [W]
+        if (counts < 1).any():
+            raise self._no_window(first + int((counts < 1).argmax()))
         firsts = np.cumsum(counts) - counts
         places = np.arange(int(counts.sum())) + np.repeat(begins[:, 0] - firsts, counts)
         documents = self.indices.documents[places]
-        starts, lengths = self.store.starts(documents), self.store.sizes[documents].astype(np.int64)
-        starts[firsts] += begins[:, 1]
+        offsets = np.zeros(len(places), np.int64)
+        lengths = self.store.sizes[documents].astype(np.int64)
+        offsets[firsts] = begins[:, 1]
         lengths[firsts] -= begins[:, 1]
         ends = np.cumsum(lengths)
         ends -= np.repeat(ends[firsts] - lengths[firsts], counts)  # now within the window
         lengths -= np.clip(ends - (self.context_length + 1), 0, lengths)
-        return starts, lengths
+        wrong = np.add.reduceat(lengths, firsts) != self.context_length + 1 if count else firsts
+        if wrong.any():
+            raise self._no_window(first + int(wrong.argmax()))
+        return Pieces(documents, offsets, lengths, firsts)
+
+    def _no_window(self, place: int) -> OrderError:
+        return OrderError(
+            f"damaged order: no window of {self.context_length + 1} tokens is at place {place}",
+            where=self.store.idx,
+            fix="make the order again, or fetch it anew",
+        )
 
 
 def order_config(
@@ -140,9 +169,10 @@ def open_order(path: Path, store: DocumentStore) -> Order:
             found=artifact.inputs["store"],
             fix=f"give the store it was made for, or remove {path} and order this one",
         )
-    arrays = {name: _load(path / f"{name}.npy") for name in ARRAYS}
+    arrays = {name: load_array(path / f"{name}.npy") for name in ARRAYS}
     indices = Indices(**arrays)
-    _check(indices, store, int(artifact.facts["num_epochs"]), path)
+    files = {name: path / f"{name}.npy" for name in ARRAYS}
+    check_indices(indices, store, int(artifact.facts["num_epochs"]), files)
     return Order(
         store, indices, int(artifact.config["context_length"]), str(artifact.facts["start"])
     )
@@ -157,7 +187,8 @@ def _start(
     )
 
 
-def _load(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
+    """Map an index array. Raises OrderError for what is none, or is cut short."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -165,8 +196,13 @@ def _load(path: Path) -> np.ndarray:
     return array.view(np.ndarray)
 
 
-def _check(indices: Indices, store: Store, num_epochs: int, path: Path) -> None:
-    """Shapes, ranges, and that no document or window is left out."""
+def check_indices(
+    indices: Indices, store: Store, num_epochs: int, files: Mapping[str, Path]
+) -> None:
+    """Check shapes, ranges, and that no document or window is left out.
+
+    Raises OrderError naming which of `files`, by the name of the array, is damaged and where.
+    """
     documents, samples, windows = indices.documents, indices.samples, indices.windows
     num_windows = windows.size
     wanted = [(len(store) * num_epochs,), (num_windows + 1, 2), (num_windows,)]
@@ -175,15 +211,15 @@ def _check(indices: Indices, store: Store, num_epochs: int, path: Path) -> None:
         if array.shape != shape or array.dtype.kind not in INT_KINDS:
             raise OrderError(
                 "array of the wrong shape",
-                where=path / f"{name}.npy",
+                where=files[name],
                 expected=f"integers {list(shape)}",
                 found=f"{array.dtype} {list(array.shape)}",
             )
-    _check_complete(documents, len(store), path / "documents.npy")
-    _check_complete(windows, num_windows, path / "windows.npy")
+    _check_complete(documents, len(store), files["documents"])
+    _check_complete(windows, num_windows, files["windows"])
     for first in range(0, num_windows, BLOCK):
         starts = samples[first : first + BLOCK + 1]
-        _check_starts(starts, first, documents, store, path / "samples.npy")
+        _check_starts(starts, first, documents, store, files["samples"])
 
 
 def _check_complete(values: np.ndarray, bound: int, where: Path) -> None:
@@ -219,5 +255,5 @@ def _damaged(where: Path, at: int | None, expected: str, found: object) -> Order
         where=where,
         expected=expected,
         found=found,
-        fix=f"remove {where.parent} and order the store again",
+        fix="make the order again, or fetch it anew",
     )
