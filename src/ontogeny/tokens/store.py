@@ -4,12 +4,13 @@
 offsets, and where documents end (an item is what the order shuffles, nearly always one document).
 The bytes are those of gpt-neox v1.0, megatron/data/indexed_dataset.py. A store artifact adds each
 document's id (in the same format: a store of bytes) and source. Not here: writing
-(`writer.py`), making tokens of text (`encode.py`).
+(`writer.py`), making tokens of text (`encode.py`), shards and servers (`ranged.py`).
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.errors import DataError
+from ontogeny.ranges import Place
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -30,6 +32,49 @@ SOURCES = "sources.bin"
 SOURCE_DTYPE = "<u2"
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first bytes of an index say: the type of token, items, document bounds."""
+
+    dtype: np.dtype
+    num_items: int
+    num_bounds: int
+
+    @property
+    def lengths(self) -> tuple[int, int, int]:
+        """Entries of the three columns: sizes (4 bytes each), pointers and documents (8 each)."""
+        return self.num_items, self.num_items, self.num_bounds
+
+    @property
+    def offsets(self) -> tuple[int, int, int]:
+        """Where the columns begin, in bytes."""
+        return HEADER.size, HEADER.size + 4 * self.num_items, HEADER.size + 12 * self.num_items
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole index."""
+        return HEADER.size + 12 * self.num_items + 8 * self.num_bounds
+
+
+def read_header(raw: bytes, where: Place) -> Header:
+    """The header of an index from its first bytes. Raises DataError for anything else."""
+    if len(raw) < HEADER.size or not raw.startswith(MAGIC):
+        raise DataError(
+            "not the index of a store",
+            where=where,
+            expected=f"a file that begins with {MAGIC!r}",
+            found=repr(raw[: len(MAGIC)]),
+        )
+    _, version, code, num_items, num_bounds = HEADER.unpack(raw)
+    if version != VERSION:
+        raise DataError("unknown version of index", where=where, expected=VERSION, found=version)
+    if code not in DTYPES:
+        raise DataError(
+            "unknown type of token", where=where, expected=f"one of {[*DTYPES]}", found=code
+        )
+    return Header(np.dtype(DTYPES[code]), num_items, num_bounds)
+
+
 class Store:
     """The items of one `.bin`/`.idx` pair, read in place.
 
@@ -39,18 +84,19 @@ class Store:
     DataError saying what does not and by how much.
     """
 
+    bin: Place
+    idx: Place
+
     def __init__(self, path: Path) -> None:
-        self.bin, self.idx = paired(path)
-        for file in (self.idx, self.bin):
+        self.bin, self.idx = bin_path, idx_path = paired(path)
+        for file in (idx_path, bin_path):
             if not file.is_file():
                 raise DataError("no such file", where=file, expected="both halves of a store")
-        num_items, num_bounds = self._read_header()
-        self.sizes = self._mapped("<i4", HEADER.size, num_items)
-        self.pointers = self._mapped("<i8", HEADER.size + 4 * num_items, num_items)
-        self.documents = self._mapped("<i8", HEADER.size + 12 * num_items, num_bounds)
+        with idx_path.open("rb") as opened:
+            self._map_index(idx_path, read_header(opened.read(HEADER.size), idx_path))
         self.num_tokens = self._check_items()
-        self._check_documents()
-        self.flat = _map(self.bin, self.dtype, 0, self.num_tokens)
+        check_bytes(bin_path, self.num_tokens * self.dtype.itemsize, idx_path.name)
+        self.flat = _map(bin_path, self.dtype, 0, self.num_tokens)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -114,34 +160,22 @@ class Store:
             tokens[end - length : end] = flat[start : start + length]
         return tokens
 
-    def _read_header(self) -> tuple[int, int]:
-        with self.idx.open("rb") as file:
-            header = file.read(HEADER.size)
-        if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise DataError(
-                "not the index of a store",
-                where=self.idx,
-                expected=f"a file that begins with {MAGIC!r}",
-                found=repr(header[: len(MAGIC)]),
-            )
-        _, version, code, num_items, num_bounds = HEADER.unpack(header)
-        if version != VERSION:
-            raise DataError(
-                "unknown version of index", where=self.idx, expected=VERSION, found=version
-            )
-        if code not in DTYPES:
-            raise DataError(
-                "unknown type of token", where=self.idx, expected=f"one of {[*DTYPES]}", found=code
-            )
-        self.dtype = np.dtype(DTYPES[code])
-        _check_bytes(self.idx, HEADER.size + 12 * num_items + 8 * num_bounds, "its own header")
-        return num_items, num_bounds
+    def tokens_at(self, start: int, length: int) -> np.ndarray:
+        """`length` tokens of the whole from `start` on."""
+        return self.flat[start : start + length]
 
-    def _mapped(self, dtype: str, offset: int, length: int) -> np.ndarray:
-        return _map(self.idx, np.dtype(dtype), offset, length)
+    def _map_index(self, path: Path, header: Header) -> None:
+        """Map the three columns of an index and check what one look at the bounds can."""
+        check_bytes(path, header.num_bytes, "its own header")
+        self.dtype = header.dtype
+        columns = zip(("<i4", "<i8", "<i8"), header.offsets, header.lengths, strict=True)
+        self.sizes, self.pointers, self.documents = (
+            _map(path, np.dtype(kind), offset, length) for kind, offset, length in columns
+        )
+        self._check_documents()
 
     def _check_items(self) -> int:
-        """Check that the items tile the `.bin` without a gap; the number of tokens."""
+        """Check that the items follow each other without a gap; the number of tokens."""
         total = 0
         for first in range(0, len(self), BLOCK):
             sizes = self.sizes[first : first + BLOCK].astype(np.int64)
@@ -157,7 +191,6 @@ class Store:
                     found=f"byte {self.pointers[first + at]} and size {sizes[at]}",
                 )
             total = int(ends[-1])
-        _check_bytes(self.bin, total * self.dtype.itemsize, self.idx.name)
         return total
 
     def _check_documents(self) -> None:
@@ -201,7 +234,7 @@ class DocumentStore(Store):
         """For every document the place of its source in `source_names`, uint16."""
         path = self.artifact.path / SOURCES
         dtype = np.dtype(SOURCE_DTYPE)
-        _check_bytes(path, len(self) * dtype.itemsize, self.idx.name)
+        check_bytes(path, len(self) * dtype.itemsize, Path(self.idx).name)
         return _map(path, dtype, 0, len(self))
 
 
@@ -223,12 +256,17 @@ def _map(path: Path, dtype: np.dtype, offset: int, length: int) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, (length,)).view(np.ndarray)
 
 
-def _check_bytes(path: Path, expected: int, according_to: str) -> None:
-    found = path.stat().st_size if path.is_file() else 0
+def check_bytes(path: Path, expected: int, according_to: str) -> None:
+    """Raise DataError unless a file (none at all being empty) has `expected` bytes."""
+    require_bytes(path, path.stat().st_size if path.is_file() else 0, expected, according_to)
+
+
+def require_bytes(where: Place, found: int, expected: int, according_to: str) -> None:
+    """Raise DataError unless as many bytes were found as expected."""
     if found != expected:
         raise DataError(
             f"disagrees with {according_to} by {abs(found - expected)} bytes",
-            where=path,
+            where=where,
             expected=f"{expected} bytes",
             found=f"{found} bytes",
             fix="make the store again or fetch both files anew",
