@@ -8,7 +8,7 @@ T = context length. Not here: how many rows an update takes (`batches.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,14 @@ def open_order(path: Path, store: DocumentStore) -> Order:
     )
 
 
+def reordered(order: Order, path: Path) -> Order:
+    """The windows of an order in the sequence of a file. Raises OrderError for a damaged one."""
+    windows = load_array(path)
+    _check_shape(windows, (order.num_windows,), path)
+    _check_complete(windows, order.num_windows, path)
+    return replace(order, indices=replace(order.indices, windows=windows))
+
+
 def _start(
     store: DocumentStore, settings: OrderSettings, recipe: RecipeName, num_epochs: int | None
 ) -> str:
@@ -207,19 +215,22 @@ def check_indices(
     num_windows = windows.size
     wanted = [(len(store) * num_epochs,), (num_windows + 1, 2), (num_windows,)]
     for name, shape in zip(ARRAYS, wanted, strict=True):
-        array = getattr(indices, name)
-        if array.shape != shape or array.dtype.kind not in INT_KINDS:
-            raise OrderError(
-                "array of the wrong shape",
-                where=files[name],
-                expected=f"integers {list(shape)}",
-                found=f"{array.dtype} {list(array.shape)}",
-            )
+        _check_shape(getattr(indices, name), shape, files[name])
     _check_complete(documents, len(store), files["documents"])
     _check_complete(windows, num_windows, files["windows"])
     for first in range(0, num_windows, BLOCK):
         starts = samples[first : first + BLOCK + 1]
         _check_starts(starts, first, documents, store, files["samples"])
+
+
+def _check_shape(array: np.ndarray, shape: tuple[int, ...], where: Path) -> None:
+    if array.shape != shape or array.dtype.kind not in INT_KINDS:
+        raise OrderError(
+            "array of the wrong shape",
+            where=where,
+            expected=f"integers {list(shape)}",
+            found=f"{array.dtype} {list(array.shape)}",
+        )
 
 
 def _check_complete(values: np.ndarray, bound: int, where: Path) -> None:

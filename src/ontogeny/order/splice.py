@@ -1,0 +1,257 @@
+"""Splices: a parent's windows up to a place, and from there on others, as many and as long.
+
+In: the windows of a run, and how those of a stretch change. Out: `Spliced`, which is windows again,
+and the artifact that holds it: the windows that differ, written down one by one, and what is
+counted of the difference. All of it in token ids. Not here: making other tokens of text
+(`ontogeny.tokens.rewrite`), which change a user may ask for (`ontogeny.stages.splices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ontogeny.artifact import Artifact, Input, open_input, writing
+from ontogeny.errors import ConfigError, OrderError
+from ontogeny.order.plan import Order, load_array, open_order, reordered
+from ontogeny.order.rows import Rows
+from ontogeny.order.windows import Windows
+from ontogeny.tokens.store import Store, open_store
+from ontogeny.tokens.writer import StoreWriter, token_dtype
+
+PATCH, PATCHED, SEQUENCE = "patch", "patched.npy", "windows.npy"
+BLOCK = 1 << 20  # tokens changed and compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`count` consecutive places, which hold the windows of a sequence from `first` on."""
+
+    windows: Windows
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spliced:
+    """Windows in parts, some of them replaced: window i of `patch` stands at place `patched[i]`.
+
+    `patched` is int64 and ascending. The rolling digest of the rows starts as the parent's, since
+    the rows before the splice are the parent's.
+    """
+
+    parts: tuple[Part, ...]
+    patched: np.ndarray
+    patch: Rows
+
+    @property
+    def context_length(self) -> int:
+        return self.patch.context_length
+
+    @property
+    def num_windows(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    @property
+    def num_ids(self) -> int | None:
+        """The largest of its parts', None where one does not say."""
+        numbers = [part.windows.num_ids for part in self.parts]
+        known = [number for number in numbers if number is not None]
+        return max(known) if len(known) == len(numbers) else None
+
+    @property
+    def start(self) -> str:
+        return self.parts[0].windows.start
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """The windows at `count` places from `first` on: int64 [count, context_length + 1].
+
+        Raises OrderError when there are no such places.
+        """
+        if first < 0 or count < 0 or first + count > self.num_windows:
+            raise OrderError(
+                "the spliced order has no such windows",
+                expected=f"places 0 to {self.num_windows - 1}",
+                found=f"{first} to {first + count - 1}",
+            )
+        rows = np.empty((count, self.context_length + 1), np.int64)
+        done = 0
+        for part in self.stretches(first, count):
+            rows[done : done + part.count] = part.windows.rows(part.first, part.count)
+            done += part.count
+        low, high = np.searchsorted(self.patched, [first, first + count]).tolist()
+        rows[self.patched[low:high] - first] = self.patch.rows(low, high - low)
+        return rows
+
+    def stretches(self, first: int, count: int) -> Iterator[Part]:
+        """The parts of `count` places from `first` on, whatever is patched there."""
+        begin = 0
+        for part in self.parts:
+            low, high = max(first, begin), min(first + count, begin + part.count)
+            if low < high:
+                yield Part(part.windows, part.first + low - begin, high - low)
+            begin += part.count
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The places `first` to `last` - 1 of the parent's windows: where a splice applies."""
+
+    parent: Windows
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first
+
+    @property
+    def order(self) -> tuple[Order, int]:
+        """The order all windows of the stretch come from as they are, and the place of the first.
+
+        Raises OrderError where there is no such order, because the parent is spliced there.
+        """
+        windows, first = self.parent, self.first
+        while isinstance(windows, Spliced):
+            low, high = np.searchsorted(windows.patched, [first, first + self.count])
+            parts = list(windows.stretches(first, self.count))
+            if low != high or len(parts) != 1:
+                break
+            windows, first = parts[0].windows, parts[0].first
+        if not isinstance(windows, Order):
+            raise OrderError(
+                "the parent is spliced there itself: its documents are not whole",
+                expected=f"windows of one order at places {self.first} to {self.last - 1}",
+                fix="branch from the run it branched from, or insert, identity or store",
+            )
+        return windows, first
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First place and number of places of its blocks, which fit in memory."""
+        step = max(1, BLOCK // (self.parent.context_length + 1))
+        for first in range(self.first, self.last, step):
+            yield first, min(step, self.last - first)
+
+
+# The rows from a place on as they are -> the rows as they are to be.
+Change = Callable[[int, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """What happens in a stretch: its rows `change`, or come from elsewhere.
+
+    Elsewhere is the parent's own order in another `sequence`, or the order artifact `other`.
+    `counts` is what is counted on the way, for the summary.
+    """
+
+    counts: dict[str, int]
+    change: Change | None = None
+    sequence: np.ndarray | None = None
+    other: Artifact | None = None
+
+
+def write_splice(
+    path: Path,
+    stretch: Stretch,
+    splice: Splice,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Input],
+) -> Artifact:
+    """Write a splice, with what it changed as facts.
+
+    Raises ConfigError when it changes nothing.
+    """
+    first, last = stretch.first, stretch.last
+    parent, length = stretch.parent, stretch.parent.context_length
+    with writing(path, "splice", config=config, inputs=inputs) as draft:
+        if splice.sequence is not None:
+            np.save(draft.folder / SEQUENCE, splice.sequence)
+        patched = []
+        dtype = token_dtype(parent.num_ids or 1 << 31)
+        with StoreWriter(draft.folder / PATCH, dtype) as patch:
+            for place, rows in _changed(stretch, splice.change) if splice.change else ():
+                patched.append(place)
+                patch.add_documents(rows.reshape(-1), np.full(len(rows), length + 1))
+        np.save(draft.folder / PATCHED, np.concatenate([np.empty(0, np.int64), *patched]))
+        draft.facts |= {"first": first, "last": last}
+        spliced = _assemble(draft.folder, draft.facts, parent, splice.other)
+        summary = difference(stretch, spliced)
+        if not summary["windows_changed"] + summary["windows_added"]:
+            raise ConfigError(
+                "the splice changes no window, so that the branch would equal its parent",
+                where=config["splice"]["kind"],
+                expected="another splice",
+                fix="--splice identity, if that is what you want",
+            )
+        draft.facts["summary"] = summary | splice.counts
+    return draft.artifact
+
+
+def open_windows(artifact: Artifact) -> Windows:
+    """Open what a run goes through: an order, or a splice. Raises OrderError or DataError."""
+    if artifact.kind == "splice":
+        other = open_input(artifact, "order") if "order" in artifact.inputs else None
+        parent = open_windows(open_input(artifact, "parent"))
+        return _assemble(artifact.path, artifact.facts, parent, other)
+    return open_order(artifact.path, open_store(open_input(artifact, "store").path))
+
+
+def difference(stretch: Stretch, spliced: Windows) -> dict[str, int]:
+    """Windows and tokens of a stretch that are others in `spliced` at the same place and column.
+
+    Windows at places the parent does not reach are counted apart, as added.
+    """
+    windows = tokens = 0
+    reached = min(stretch.last, stretch.parent.num_windows)
+    for first, count in Stretch(stretch.parent, stretch.first, reached).blocks():
+        differs = stretch.parent.rows(first, count) != spliced.rows(first, count)
+        windows += int(differs.any(1).sum())
+        tokens += int(differs.sum())
+    return {
+        "windows": stretch.count,
+        "windows_changed": windows,
+        "tokens_changed": tokens,
+        "windows_added": stretch.last - max(reached, stretch.first),
+    }
+
+
+def _changed(stretch: Stretch, change: Change) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places and rows of the windows that come out differently, in blocks."""
+    for first, count in stretch.blocks():
+        rows = stretch.parent.rows(first, count)
+        other = change(first, rows.copy())
+        changed = (other != rows).any(1)
+        yield first + np.flatnonzero(changed), other[changed]
+
+
+def _assemble(
+    folder: Path, facts: Mapping[str, Any], parent: Windows, other: Artifact | None
+) -> Spliced:
+    """A splice from its files. Raises OrderError if they do not fit together."""
+    first, last = int(facts["first"]), int(facts["last"])
+    middle = Part(parent, first, last - first)
+    if other is not None:
+        middle = Part(open_windows(other), 0, last - first)
+    elif (folder / SEQUENCE).is_file():
+        order, at = Stretch(parent, first, last).order
+        middle = Part(reordered(order, folder / SEQUENCE), at, last - first)
+    after = Part(parent, last, max(0, parent.num_windows - last))
+    parts = tuple(part for part in (Part(parent, 0, first), middle, after) if part.count)
+    patch = Rows(Store(folder / PATCH), parent.context_length)
+    patched = load_array(folder / PATCHED)
+    fits = patched.shape == (patch.num_windows,) and patched.dtype == np.int64
+    if not (fits and (np.diff(patched, prepend=first - 1, append=last) > 0).all()):
+        raise OrderError(
+            "damaged splice",
+            where=folder / PATCHED,
+            expected=f"{patch.num_windows} ascending places from {first} to {last - 1}",
+            found=f"{patched.dtype} {list(patched.shape)}",
+            fix="remove it and branch again",
+        )
+    return Spliced(parts, patched, patch)
