@@ -40,8 +40,8 @@ class Part:
 class Spliced:
     """Windows in parts, some of them replaced: window i of `patch` stands at place `patched[i]`.
 
-    `patched` is int64 and ascending. The rolling digest of the rows starts as the parent's, since
-    the rows before the splice are the parent's.
+    `patched` is int64 and ascending. The first part is the parent's, though it may be empty: with
+    its rows the rolling digest starts.
     """
 
     parts: tuple[Part, ...]
@@ -242,7 +242,7 @@ def _assemble(
         order, at = Stretch(parent, first, last).order
         middle = Part(reordered(order, folder / SEQUENCE), at, last - first)
     after = Part(parent, last, max(0, parent.num_windows - last))
-    parts = tuple(part for part in (Part(parent, 0, first), middle, after) if part.count)
+    parts = (Part(parent, 0, first), middle, *([after] if after.count else []))
     patch = Rows(Store(folder / PATCH), parent.context_length)
     patched = load_array(folder / PATCHED)
     fits = patched.shape == (patch.num_windows,) and patched.dtype == np.int64

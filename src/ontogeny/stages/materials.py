@@ -10,8 +10,11 @@ from pathlib import Path
 
 from ontogeny.artifact import open_input
 from ontogeny.order.batches import Batches
-from ontogeny.order.plan import open_order
-from ontogeny.tokens.store import DocumentStore, open_store
+from ontogeny.order.plan import Order
+from ontogeny.order.splice import Spliced, open_windows
+from ontogeny.order.windows import Windows
+from ontogeny.suite import RunSettings
+from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 from ontogeny.training.run import Run, open_run
 
@@ -27,9 +30,34 @@ class Materials:
 
 
 def open_materials(path: Path) -> Materials:
-    """Open a run and what it was made from. Raises DataError for what is not there any more."""
+    """Open a run and what it was made from. Raises DataError for what is not there any more.
+
+    Of a branch the batches before it are its parent's, and the store the one its parent began on.
+    """
     run = open_run(path)
-    order = open_input(run.artifact, "order")
-    store = open_store(open_input(order, "store").path)
-    batches = Batches(open_order(order.path, store), run.settings.training.rows_per_update)
-    return Materials(run, batches, store, load_vocabulary(run.path / TOKENIZER))
+    windows = open_windows(open_input(run.artifact, "order"))
+    earlier = open_materials(parent_run(run)).batches if run.settings.branch else None
+    vocabulary = load_vocabulary(run.path / TOKENIZER)
+    return Materials(run, batches_of(run.settings, windows, earlier), _store(windows), vocabulary)
+
+
+def batches_of(settings: RunSettings, windows: Windows, earlier: Batches | None) -> Batches:
+    """The batches of a run; `earlier` are those of the run it branched from, if any."""
+    rows, branch = settings.training.rows_per_update, settings.branch
+    if branch is None:
+        return Batches(windows, rows)
+    place = branch.tokens // settings.shape.context_length
+    return Batches(windows, rows, branch.step, place, earlier)
+
+
+def parent_run(run: Run) -> Path:
+    """The run that a branch left."""
+    return open_input(open_input(run.artifact, "parent"), "run").path
+
+
+def _store(windows: Windows) -> DocumentStore:
+    while isinstance(windows, Spliced):
+        windows = windows.parts[0].windows
+    assert isinstance(windows, Order)
+    assert isinstance(windows.store, DocumentStore)
+    return windows.store
