@@ -222,7 +222,10 @@ DAMAGES: list[tuple[Change, str]] = [
     (lambda i: with_entry(i, "samples", (9, 0), -3), r"samples\.npy: .* entry 9; .*found -3,"),
     (lambda i: with_entry(i, "samples", (9, 0), 10**6), r"samples\.npy: .* entry 9"),
     (lambda i: with_entry(i, "samples", (9, 1), 10**6), r"samples\.npy: .* entry 9"),
-    (lambda i: with_entry(i, "samples", 9, 0), r"entry 9; expected a place not before.*found 0, 0"),
+    (
+        lambda i: with_entry(i, "samples", 9, 0),
+        r"entry 9; expected a place after the last.*found 0, 0",
+    ),
 ]
 
 

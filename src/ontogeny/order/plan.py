@@ -91,9 +91,9 @@ class Order:
                 found=f"{first} to {first + count - 1}",
             )
         windows = self.indices.windows[first : first + count].astype(np.int64)
-        samples = self.indices.samples
-        begins = samples[windows].astype(np.int64)  # [W, 2]
-        counts = samples[windows + 1, 0] - begins[:, 0] + 1  # documents touched, [W]
+        samples = self.indices.samples[np.concatenate((windows, windows + 1))].astype(np.int64)
+        begins, nexts = samples[:count], samples[count:]  # [W, 2]
+        counts = nexts[:, 0] - begins[:, 0] + 1  # documents touched, [W]
         if (counts < 1).any():
             raise self._no_window(first + int((counts < 1).argmax()))
         firsts = np.cumsum(counts) - counts
@@ -248,15 +248,17 @@ def _check_complete(values: np.ndarray, bound: int, where: Path) -> None:
 def _check_starts(
     starts: np.ndarray, first: int, documents: np.ndarray, store: Store, where: Path
 ) -> None:
-    """Windows start inside the documents, none before the one in front of it."""
+    """Windows start inside the documents, each after the one in front of it."""
     places, offsets = starts[:, 0], starts[:, 1]
     right = (places >= 0) & (places < len(documents))
     sizes = store.sizes[documents[np.where(right, places, 0)]]
     right &= (offsets >= 0) & (offsets < np.maximum(sizes, 1))  # the first may be an empty one
-    right[1:] &= places[1:] >= places[:-1]
+    right[1:] &= (places[1:] > places[:-1]) | (
+        (places[1:] == places[:-1]) & (offsets[1:] > offsets[:-1])
+    )
     if not right.all():
         at = int(right.argmin())
-        expected = "a place not before the last, an offset inside its document"
+        expected = "a place after the last, an offset inside its document"
         raise _damaged(where, first + at, expected, f"{places[at]}, {offsets[at]}")
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ontogeny.artifact import MANIFEST
-from ontogeny.errors import ConfigError
+from ontogeny.errors import ConfigError, DataError
 from ontogeny.order.batches import Batches
-from ontogeny.order.originals import open_rows
+from ontogeny.order.originals import build_neox_order, is_index_map, open_index_maps, open_rows
 from ontogeny.ranges import Place, is_remote
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary
@@ -35,26 +35,60 @@ class Source:
 
 
 def open_source(
-    place: Place, *, rows_per_update: int | None = None, vocabulary: Path | None = None
+    place: Place,
+    *,
+    rows_per_update: int | None = None,
+    vocabulary: Path | None = None,
+    context_length: int | None = None,
+    seed: int | None = None,
+    updates: int | None = None,
 ) -> Source:
-    """Open a run's folder or an original file.
+    """Open a run's folder, or files of GPT-NeoX, of which only the names are looked at.
 
-    `rows_per_update` and `vocabulary` (a tokenizer.json) are for what does not know its own; the
-    former is Pythia's unless given. Raises DataError, OrderError or ConfigError.
+    A run knows everything. Files know neither their vocabulary (a tokenizer.json) nor how many rows
+    an update took, which is Pythia's number unless given. `context_length`, `seed` and `updates`
+    are for a pair whose order is to be built as GPT-NeoX does. Raises DataError, OrderError or
+    ConfigError.
     """
+    asked = {"context-length": context_length, "seed": seed, "updates": updates}
+    given = [f"--{name}" for name, value in asked.items() if value is not None]
     if not is_remote(place) and (Path(place) / MANIFEST).is_file():
-        if rows_per_update is not None or vocabulary is not None:
-            raise ConfigError(
-                "a run knows its rows and its vocabulary",
-                where=place,
-                fix="leave out --rows-per-update and --vocabulary",
-            )
+        given += ["--rows-per-update"] * (rows_per_update is not None)
+        _require_none([*given, *["--vocabulary"] * (vocabulary is not None)], place)
         return _open_run(Path(place))
-    windows = open_rows(place)
-    batches = Batches(windows, rows_per_update or PYTHIA_ROWS)
+    if not is_remote(place) and Path(place).is_dir():
+        pairs = ", ".join(sorted(str(path) for path in Path(place).glob("*.idx")))
+        raise DataError(
+            "is no run",
+            where=place,
+            expected=f"a folder with {MANIFEST}, or the name of a .bin/.idx pair",
+            fix=pairs or None,
+        )
+    rows = PYTHIA_ROWS if rows_per_update is None else rows_per_update
     known = None if vocabulary is None else load_vocabulary(vocabulary)
-    num_updates = -(-windows.num_windows // batches.rows_per_update)
-    return Source(str(place), batches, num_updates, windows.store, known)
+    if context_length is not None and seed is not None and updates is not None:
+        order = build_neox_order(
+            place, context_length=context_length, seed=seed, num_windows=updates * rows
+        )
+        return Source(str(place), Batches(order, rows), updates, order.store, known)
+    _require_none(given, place)
+    if is_index_map(place):
+        order = open_index_maps(place)
+        batches = Batches(order, rows)
+        return Source(str(place), batches, batches.num_updates, order.store, known)
+    windows = open_rows(place)
+    num_updates = -(-windows.num_windows // rows)
+    return Source(str(place), Batches(windows, rows), num_updates, windows.store, known)
+
+
+def _require_none(given: list[str], place: Place) -> None:
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be asked of this",
+            where=place,
+            expected="a run's folder alone, an index array or rows with --rows-per-update and "
+            "--vocabulary, or a .bin/.idx pair with --context-length, --seed and --updates",
+        )
 
 
 def _open_run(path: Path) -> Source:

@@ -39,9 +39,8 @@ class RangeArray:
         shape: tuple[int, ...],
         check: Check | None = None,
     ) -> None:
-        self.dtype = dtype
-        self.shape = shape
-        self._ranges, self._offset, self._check = ranges, offset, check
+        self.dtype, self.shape, self.check = dtype, shape, check
+        self._ranges, self._offset = ranges, offset
         self._row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -71,9 +70,9 @@ class RangeArray:
                 )
             spans.append((self._offset + start * self._row_bytes, length * self._row_bytes))
         read = read_all(self._ranges, spans)
-        if self._check is not None:
+        if self.check is not None:
             for start, data in zip(starts, read, strict=True):
-                self._check(self._as_rows(data), start)
+                self.check(self._as_rows(data), start)
         return self._as_rows(b"".join(read))
 
     def _as_rows(self, data: bytes) -> np.ndarray:
