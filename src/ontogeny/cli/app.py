@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         is_words = not any(character.isdigit() for character in rows[0][place][:2])
         table.add_column(title, justify="left" if place == 0 or is_words else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it is: texts may look like markup
     width = sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True))
     Console(width=max(width, 1)).print(table)
 
