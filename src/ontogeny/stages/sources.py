@@ -5,18 +5,24 @@ Not here: how the originals' files are read (`ontogeny.order.originals`).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ontogeny.artifact import MANIFEST
-from ontogeny.errors import ConfigError, DataError
+from ontogeny.errors import ConfigError, DataError, OrderError
 from ontogeny.order.batches import Batches
 from ontogeny.order.originals import build_neox_order, is_index_map, open_index_maps, open_rows
 from ontogeny.ranges import Place, is_remote
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary
+from ontogeny.tokens.writer import token_dtype
 
 PYTHIA_ROWS = 1024  # rows an update took in all of Pythia
+BLOCK = 1 << 21  # tokens read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,75 @@ class Source:
     num_updates: int
     store: Store
     vocabulary: Vocabulary | None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type the tokens of its rows are stored in."""
+        num_ids = self.batches.order.num_ids
+        return self.store.dtype if num_ids is None else token_dtype(num_ids)
+
+    def num_rows(self, update: int) -> int:
+        """Rows of an update: fewer than the others' in the last of a file.
+
+        Raises OrderError when there is no such update.
+        """
+        first, last = self.batches.first_update, self.num_updates
+        if not first <= update < last:
+            raise OrderError(
+                f"there is no update {update}",
+                where=self.name,
+                expected=f"updates {first} to {last - 1}",
+            )
+        left = self.batches.order.num_windows - self.batches.place(update)
+        return min(self.batches.rows_per_update, left)
+
+    def blocks(
+        self, updates: range, rows: range | None = None
+    ) -> Iterator[tuple[int, int, np.ndarray]]:
+        """All rows of some updates, or the same few of each: update, first row, tokens.
+
+        The tokens are int64 [rows, T + 1] and at most BLOCK, but for a row that is longer.
+        Raises OrderError for updates or rows there are not, before anything is read of an update.
+        """
+        windows = self.batches.order
+        step = max(1, BLOCK // (windows.context_length + 1))
+        for update in updates:
+            count = self.num_rows(update)
+            wanted = range(count) if rows is None else rows
+            if not 0 <= wanted.start < wanted.stop <= count:
+                raise OrderError(
+                    f"update {update} has no such rows",
+                    where=self.name,
+                    expected=f"rows 0 to {count - 1}",
+                    found=f"{wanted.start} to {wanted.stop - 1}",
+                )
+            for first in range(wanted.start, wanted.stop, step):
+                place = self.batches.place(update) + first
+                yield update, first, windows.rows(place, min(step, wanted.stop - first))
+
+    def save(self, path: Path, updates: range, rows: range | None = None) -> tuple[int, int]:
+        """Write rows as the batch viewer of Pythia does, one block after another; their shape.
+
+        The file holds one array of `dtype` and is whole or absent. Raises DataError if it exists.
+        """
+        last = self.num_rows(updates[-1]) if rows is None else len(rows)
+        others = self.batches.rows_per_update if rows is None else len(rows)
+        shape = others * (len(updates) - 1) + last, self.batches.order.context_length + 1
+        if path.exists():
+            raise DataError("already exists", where=path, fix="choose another file")
+        aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
+        described = np.lib.format.dtype_to_descr(self.dtype)
+        try:
+            with aside.open("xb") as file:
+                np.lib.format.write_array_header_1_0(
+                    file, {"descr": described, "fortran_order": False, "shape": shape}
+                )
+                for _, _, block in self.blocks(updates, rows):
+                    file.write(block.astype(self.dtype).data)
+            aside.rename(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return shape
 
 
 def open_source(
