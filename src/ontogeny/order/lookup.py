@@ -1,0 +1,291 @@
+"""The inverse of the batches: where in some windows a string of tokens lies, or a document.
+
+A string is *seen* where it lies wholly inside one window. Every kind of windows has its lookup:
+`OrderLookup` maps what the index of the store finds through the shuffled stream and adds what lies
+across joins of documents, `RowsLookup` is for files of windows, `SplicedLookup` asks both stores of
+a branch. All are exact; the reference is a search of the windows themselves. T = context length.
+Not here: updates (`seen.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ontogeny.errors import OrderError
+from ontogeny.order.joins import Joins
+from ontogeny.order.plan import Order
+from ontogeny.order.rows import Rows
+from ontogeny.order.splice import Part, Spliced
+from ontogeny.order.stream import Stream
+from ontogeny.order.windows import Windows
+from ontogeny.tokens.store import Store
+from ontogeny.tokens.suffixes import Suffixes
+
+Indexes = Callable[[Store], Suffixes]
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Strings in windows: int64 arrays of one length, in no particular order.
+
+    A string begins in column `columns` of the window at place `places`, and there `offsets` tokens
+    into item `items` of `stores[numbers]`, which are the stores of the lookup.
+    """
+
+    places: np.ndarray
+    columns: np.ndarray
+    items: np.ndarray
+    offsets: np.ndarray
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, which: np.ndarray) -> Hits:
+        """Those that an array of places or of truth values picks."""
+        arrays = (self.places, self.columns, self.items, self.offsets, self.numbers)
+        return Hits(*(one[which] for one in arrays))
+
+
+def joined(several: Sequence[Hits]) -> Hits:
+    """Hits of several blocks in one."""
+    names = Hits.__slots__
+    empty = np.empty(0, np.int64)
+    return Hits(
+        *(np.concatenate([empty, *(getattr(one, name) for one in several)]) for name in names)
+    )
+
+
+class Lookup(Protocol):
+    """Finds strings and documents in windows."""
+
+    @property
+    def indexes(self) -> list[Suffixes]:
+        """The indexes that are asked; `Hits.numbers` counts them."""
+
+    def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
+        """Every window that a string lies wholly inside of, in blocks."""
+
+    def who(self, places: np.ndarray, columns: np.ndarray) -> Hits:
+        """Which items the tokens at these places and columns are of."""
+
+    def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
+        """The stretches of windows that are of an item of store `number`, and their lengths."""
+
+
+def lookup_in(windows: Windows, indexes: Indexes) -> Lookup:
+    """The lookup of any windows; `indexes` opens the index of a store.
+
+    Raises OrderError for windows of a kind that none is made for.
+    """
+    if isinstance(windows, Order):
+        stream = Stream(windows)
+        return OrderLookup(stream, Joins(stream), indexes(windows.store))
+    if isinstance(windows, Rows):
+        return RowsLookup(windows, indexes(windows.store))
+    if isinstance(windows, Spliced):
+        return _spliced_lookup(windows, indexes)
+    raise OrderError(
+        "cannot be searched", where=type(windows).__name__, expected="an order or rows"
+    )
+
+
+@dataclass(frozen=True)
+class OrderLookup:
+    """Finds strings in an order."""
+
+    stream: Stream
+    joins: Joins
+    index: Suffixes
+
+    @property
+    def indexes(self) -> list[Suffixes]:
+        return [self.index]
+
+    def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
+        length = len(tokens)
+        if length > self.stream.order.context_length + 1:
+            return
+        for found in self.index.positions(self.index.find(tokens)):
+            positions, items, offsets = self.stream.from_store(found, length)
+            yield self._in_windows(positions, items, offsets, length)
+        positions = self.joins.find(tokens)
+        if len(positions):
+            yield self._in_windows(positions, *self.stream.documents_at(positions), length)
+
+    def who(self, places: np.ndarray, columns: np.ndarray) -> Hits:
+        items, offsets = self.stream.documents_at(self.stream.positions_of(places, columns))
+        return Hits(places, columns, items, offsets, np.zeros_like(places))
+
+    def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
+        places, columns, offsets, lengths = self.stream.pieces_of(item)
+        return Hits(places, columns, np.full_like(places, item), offsets, places * 0), lengths
+
+    def _in_windows(
+        self, positions: np.ndarray, items: np.ndarray, offsets: np.ndarray, length: int
+    ) -> Hits:
+        which, places, columns = self.stream.windows_at(positions, length)
+        return Hits(places, columns, items[which], offsets[which], np.zeros_like(places))
+
+
+@dataclass(frozen=True)
+class RowsLookup:
+    """Finds strings in windows that are written down: an item is a window."""
+
+    rows: Rows
+    index: Suffixes
+
+    def __post_init__(self) -> None:
+        wrong = self.rows.store.sizes[:] != self.rows.context_length + 1
+        if wrong.any():
+            raise OrderError(
+                f"row {int(wrong.argmax())} is of another length",
+                where=self.rows.store.idx,
+                expected=f"{self.rows.context_length + 1} tokens",
+                found=int(self.rows.store.sizes[int(wrong.argmax())]),
+            )
+
+    @property
+    def indexes(self) -> list[Suffixes]:
+        return [self.index]
+
+    def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
+        width = self.rows.context_length + 1
+        if len(tokens) > width:
+            return
+        for positions in self.index.positions(self.index.find(tokens)):
+            places, columns = np.divmod(positions, width)
+            whole = columns + len(tokens) <= width
+            yield self.who(places[whole], columns[whole])
+
+    def who(self, places: np.ndarray, columns: np.ndarray) -> Hits:
+        return Hits(places, columns, places, columns, np.zeros_like(places))
+
+    def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
+        zero = np.zeros(1, np.int64)
+        return self.who(zero + item, zero), zero + self.rows.context_length + 1
+
+
+@dataclass(frozen=True)
+class SplicedLookup:
+    """Finds strings in the windows of a branch: `sources` are the lookups of what it is made of."""
+
+    sources: list[Source]
+
+    @property
+    def indexes(self) -> list[Suffixes]:
+        return [index for source in self.sources for index in source.lookup.indexes]
+
+    def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
+        for source in self.sources:
+            for found in source.lookup.hits(tokens):
+                for hits, _ in source.moved(found):
+                    yield hits
+
+    def who(self, places: np.ndarray, columns: np.ndarray) -> Hits:
+        items, offsets, numbers = (np.empty_like(places) for _ in range(3))
+        for source in self.sources:
+            for stretch in source.stretches:
+                which, own = stretch.out_of(places)
+                found = source.lookup.who(own, columns[which])
+                items[which], offsets[which] = found.items, found.offsets
+                numbers[which] = found.numbers + source.number
+        return Hits(places, columns, items, offsets, numbers)
+
+    def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
+        source = [source for source in self.sources if source.number <= number][-1]
+        found, lengths = source.lookup.pieces(number - source.number, item)
+        hits, which = zip(*source.moved(found), strict=True)
+        return joined(hits), lengths[np.concatenate(which)]
+
+
+class Stretch(Protocol):
+    """Places of a branch and what stands there, the windows of one of its sources."""
+
+    def into(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which windows of the source stand in the branch, and at which of its places."""
+
+    def out_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """At which places of the branch the source stands, and with which of its windows."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A part of a branch, at places from `begin` on, but for the patched ones."""
+
+    part: Part
+    begin: int
+    patched: np.ndarray
+
+    def into(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first, count = self.part.first, self.part.count
+        which = np.flatnonzero((places >= first) & (places < first + count))
+        moved = places[which] + (self.begin - first)
+        free = ~_is_among(self.patched, moved)
+        return which[free], moved[free]
+
+    def out_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside = (places >= self.begin) & (places < self.begin + self.part.count)
+        which = np.flatnonzero(inside & ~_is_among(self.patched, places))
+        return which, places[which] + (self.part.first - self.begin)
+
+
+@dataclass(frozen=True)
+class Patched:
+    """The places of a branch that are patched."""
+
+    patched: np.ndarray
+
+    def into(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.arange(len(places)), self.patched[places]
+
+    def out_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        which = np.flatnonzero(_is_among(self.patched, places))
+        return which, np.searchsorted(self.patched, places[which])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A lookup of windows of which a branch has stretches; its first store is `number` there."""
+
+    lookup: Lookup
+    number: int
+    stretches: Sequence[Stretch]
+
+    def moved(self, found: Hits) -> Iterator[tuple[Hits, np.ndarray]]:
+        """What was found, at the places of the branch where it stands, and which of it that is."""
+        for stretch in self.stretches:
+            which, places = stretch.into(found.places)
+            own = found.take(which)
+            yield replace(own, places=places, numbers=own.numbers + self.number), which
+
+
+def _spliced_lookup(windows: Spliced, indexes: Indexes) -> SplicedLookup:
+    """The lookup of a branch. Windows that several of its parts are of are asked once."""
+    lengths = [part.count for part in windows.parts]
+    begins = np.cumsum([0, *lengths]).tolist()
+    kept = [Kept(*pair, windows.patched) for pair in zip(windows.parts, begins, strict=False)]
+    sequences = {id(part.windows): part.windows for part in windows.parts}
+    made_of: list[tuple[Windows, list[Stretch]]] = [
+        (sequence, [one for one in kept if id(one.part.windows) == name])
+        for name, sequence in sequences.items()
+    ]
+    made_of.append((windows.patch, [Patched(windows.patched)]))
+    sources: list[Source] = []
+    number = 0
+    for sequence, stretches in made_of:
+        sources.append(Source(lookup_in(sequence, indexes), number, stretches))
+        number += len(sources[-1].lookup.indexes)
+    return SplicedLookup(sources)
+
+
+def _is_among(some: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Which of `places` are among some ascending ones."""
+    if not len(some):
+        return np.zeros(len(places), bool)
+    found: np.ndarray = some.take(np.searchsorted(some, places), mode="clip") == places
+    return found
