@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.digest import SHORT, digest_file, digest_json, digest_sources
-from ontogeny.errors import DataError, Fault
+from ontogeny.errors import DataError, Fault, MissingInputError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -200,18 +200,18 @@ def parse_manifest(text: bytes, path: Path) -> Artifact:
 def open_input(artifact: Artifact, role: str) -> Artifact:
     """Open what an artifact was made from, where it lay then, and check that it is the same.
 
-    Raises DataError when `role` is no input that is an artifact, when nothing is there any more,
-    and when something else is.
+    Raises MissingInputError when `role` is no input that is an artifact or nothing is there any
+    more, DataError when something else is.
     """
     place = input_place(artifact, role)
     if role not in artifact.inputs or place is None:
-        raise DataError(
+        raise MissingInputError(
             f"no {role} is known among what it was made from",
             where=artifact.path,
             found=", ".join(artifact.provenance.get("inputs_at", {})) or "nothing",
         )
     if not place.is_dir():
-        raise DataError(
+        raise MissingInputError(
             f"its {role} is not there",
             where=artifact.path,
             expected=f"{artifact.inputs[role][:SHORT]} at {place}",

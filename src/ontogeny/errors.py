@@ -62,6 +62,10 @@ class DataError(OntogenyError):
     """Text, tokens or a downloaded part that is missing, broken or not what was pinned."""
 
 
+class MissingInputError(DataError):
+    """What an artifact was made from is not where it lay then."""
+
+
 class OrderError(OntogenyError):
     """An order that cannot be built, ends too soon, or is asked for a place it does not have."""
 
