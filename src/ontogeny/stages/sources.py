@@ -16,7 +16,9 @@ from ontogeny.artifact import MANIFEST
 from ontogeny.errors import ConfigError, DataError, OrderError
 from ontogeny.order.batches import Batches
 from ontogeny.order.originals import build_neox_order, is_index_map, open_index_maps, open_rows
+from ontogeny.order.plan import Order
 from ontogeny.ranges import Place, is_remote
+from ontogeny.tokens.ranged import RangeArray, RangedStore
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary
 from ontogeny.tokens.writer import token_dtype
@@ -44,6 +46,17 @@ class Source:
         """The type the tokens of its rows are stored in."""
         num_ids = self.batches.order.num_ids
         return self.store.dtype if num_ids is None else token_dtype(num_ids)
+
+    @property
+    def moved(self) -> int | None:
+        """Bytes a server has sent so far; None of what lies here."""
+        if not is_remote(self.name):
+            return None
+        parts: list[object] = [self.store]
+        if isinstance(self.batches.order, Order):
+            indices = self.batches.order.indices
+            parts += [indices.documents, indices.samples, indices.windows]
+        return sum(part.moved for part in parts if isinstance(part, RangedStore | RangeArray))
 
     def num_rows(self, update: int) -> int:
         """Rows of an update: fewer than the others' in the last of a file.

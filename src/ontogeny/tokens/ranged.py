@@ -43,6 +43,11 @@ class RangeArray:
         self._ranges, self._offset = ranges, offset
         self._row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
 
+    @property
+    def moved(self) -> int:
+        """Bytes read so far, of these numbers and of what shares their ranges."""
+        return self._ranges.moved
+
     def __len__(self) -> int:
         return self.shape[0]
 

@@ -1,0 +1,182 @@
+"""The verb that shows what an update saw: `batch`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ontogeny.cli.app import app, err, out, print_table
+from ontogeny.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ontogeny.order.spans import Span, Spans
+    from ontogeny.stages.sources import Source
+
+TABLE_ROWS = 12  # of an update, when no rows are named
+PREVIEW = 60  # characters of a row in the table
+EXCERPT = 1000  # characters of the one row that is shown as well
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
+
+
+@app.command()
+def batch(
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder; or GPT-NeoX's files (rows, shards, index arrays), also by "
+            "https://... or hf://datasets/OWNER/NAME/PATH",
+        ),
+    ],
+    update: Annotated[str | None, typer.Option(help="Update N, or N to M - 1 as N:M")] = None,
+    step: Annotated[str | None, typer.Option(help="What stepN goes on with: update N")] = None,
+    row: Annotated[str | None, typer.Option(help="Row R whole, or R to S - 1 as R:S")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show the ids")] = False,
+    npy: Annotated[Path | None, typer.Option(help="Write the ids to this file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every row")] = False,
+    vocabulary: Annotated[Path | None, typer.Option(help="A tokenizer.json, for files")] = None,
+    rows_per_update: Annotated[
+        int | None, typer.Option(min=1, help="For files; Pythia's 1024 unless given")
+    ] = None,
+    context_length: Annotated[int | None, typer.Option(min=1, help="To order a pair")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="To order a pair")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="To order a pair")] = None,
+) -> None:
+    """Show what an update saw: tokens, text, and the documents they are from."""
+    from ontogeny.order.spans import Spans
+    from ontogeny.stages.sources import open_source
+
+    wanted, rows = chosen(update, step), None if row is None else parsed(row, "--row")
+    source = open_source(
+        place, rows_per_update=rows_per_update, vocabulary=vocabulary,
+        context_length=context_length, seed=seed, updates=updates,
+    )  # fmt: skip
+    for number in (wanted[0], wanted[-1]):
+        source.num_rows(number)
+    spans = Spans(source.batches.order, source.vocabulary)
+    if npy is not None:
+        shape = source.save(npy, wanted, rows)
+        saved = f"{source.dtype.name} {list(shape)} in {npy}"
+        out.print(f"{title(wanted)}: {saved}", markup=False, highlight=False)
+    elif as_json:
+        print_json(source, spans, wanted, rows, tokens)
+    else:
+        for number in wanted:
+            show(source, spans, number, rows, tokens)
+    if source.moved is not None:
+        err.print(f"{source.moved:,} bytes moved", highlight=False)
+
+
+def chosen(update: str | None, step: str | None) -> range:
+    """The updates that one of two options names. Raises ConfigError for both and for none."""
+    if update is not None and step is None:
+        return parsed(update, "--update")
+    if step is not None and update is None:
+        return parsed(step, "--step")
+    raise ConfigError("which update?", fix="--update 512, or --step 512, which is the same")
+
+
+def parsed(words: str, option: str) -> range:
+    """The numbers that `N` or `N:M` means. Raises ConfigError for other words and for none."""
+    if not re.fullmatch(r"[0-9]{1,15}(:[0-9]{1,15})?", words):
+        raise ConfigError("not numbers", where=option, expected="N or N:M", found=words)
+    first, _, last = words.partition(":")
+    numbers = range(int(first), int(last) if last else int(first) + 1)
+    if not numbers:
+        raise ConfigError("is empty", where=option, expected="N:M with M above N", found=words)
+    return numbers
+
+
+def title(updates: range) -> str:
+    """What updates are called, and the steps they lie between."""
+    first, last = updates[0], updates[-1]
+    called = f"update {first}" if first == last else f"updates {first} to {last}"
+    return f"{called}: step{first} -> step{last + 1}"
+
+
+def print_json(
+    source: Source, spans: Spans, updates: range, rows: range | None, tokens: bool
+) -> None:
+    """Every row as an object of its own, as soon as it is read."""
+    for update, first, block in source.blocks(updates, rows):
+        for row, ids in enumerate(block, first):
+            place = source.batches.place(update) + row
+            found, patched = spans(place, ids)
+            value: dict[str, object] = {"update": update, "row": row, "place": place}
+            value |= {"patched": patched, "num_tokens": len(ids)}
+            if tokens:
+                value["tokens"] = ids.tolist()
+            if source.vocabulary is not None:
+                value["text"] = source.vocabulary.decode(ids.tolist())
+            value["spans"] = [asdict(span) for span in found]
+            out.print(json.dumps(value, ensure_ascii=False), markup=False, highlight=False)
+
+
+def show(source: Source, spans: Spans, update: int, rows: range | None, tokens: bool) -> None:
+    """The rows asked for, whole; or a table of the first ones and an excerpt of row 0."""
+    count, length = source.num_rows(update), source.batches.order.context_length + 1
+    heading = f"{title(range(update, update + 1))}, {count} rows of {length} tokens"
+    out.print(heading, style="bold", highlight=False)
+    if rows is None:
+        show_first(source, spans, update, count)
+    for _, first, block in source.blocks(range(update, update + 1), rows or range(1)):
+        for row, ids in enumerate(block, first):
+            found, patched = spans(source.batches.place(update) + row, ids)
+            called = f"row {row}{', replaced by a splice' * patched}"
+            show_row(source, called, found, ids, tokens, whole=rows is not None)
+
+
+def show_first(source: Source, spans: Spans, update: int, count: int) -> None:
+    """The first rows of an update, a line each."""
+    shown = range(min(TABLE_ROWS, count))
+    lines = []
+    for _, first, block in source.blocks(range(update, update + 1), shown):
+        for row, ids in enumerate(block, first):
+            found, _ = spans(source.batches.place(update) + row, ids)
+            sources = ", ".join(sorted({span.source for span in found if span.source})) or "-"
+            begin = " ".join(read(source, ids[:PREVIEW]).split())
+            lines.append([str(row), str(len(found)), sources, f"  {begin[:PREVIEW]}"])
+    print_table(["row", "pieces", "sources", "text" if source.vocabulary else "ids"], lines)
+    if count > len(shown):
+        others = f"and {count - len(shown)} more: --row {len(shown)}, --json or --npy FILE"
+        out.print(others, markup=False, highlight=False)
+
+
+def show_row(
+    source: Source, called: str, found: list[Span], ids: np.ndarray, tokens: bool, *, whole: bool
+) -> None:
+    """Where a row's tokens are from, and what they say."""
+    out.print(f"\n{called}", style="bold", highlight=False)
+    lines = []
+    for span in found:
+        document = "-" if span.document is None else str(span.document)
+        start = "-" if span.offset is None else str(span.offset)
+        extent = "-" if span.bytes is None else f"{span.bytes[0]} to {span.bytes[1]}"
+        cells = [str(span.column), str(span.length), document, start, extent]
+        lines.append([*cells, span.source or "-", span.id or "-"])
+    header = ["column", "tokens", "document", "from token", "bytes", "source", "id"]
+    print_table(header, lines)
+    words = read(source, ids)
+    cut = words if whole or len(words) <= EXCERPT else words[:EXCERPT] + " ..."
+    out.print(f"\n{cut}\n", markup=False, highlight=False)
+    if tokens and source.vocabulary is not None:
+        out.print(f"{numbers(ids)}\n", markup=False, highlight=False)
+
+
+def read(source: Source, ids: np.ndarray) -> str:
+    """The text of ids, harmless to terminals; the ids where no vocabulary is known."""
+    if source.vocabulary is None:
+        return numbers(ids)
+    text = source.vocabulary.decode(ids.tolist())
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def numbers(ids: np.ndarray) -> str:
+    return " ".join(map(str, ids.tolist()))
