@@ -8,6 +8,7 @@ counted of the difference. All of it in token ids. Not here: making other tokens
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ontogeny.artifact import Artifact, Input, open_input, writing
+from ontogeny.artifact import Artifact, open_input, writing
 from ontogeny.errors import ConfigError, OrderError
 from ontogeny.order.plan import Order, load_array, open_order, reordered
 from ontogeny.order.rows import Rows
@@ -143,53 +144,54 @@ Change = Callable[[int, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """What happens in a stretch: its rows `change`, or come from elsewhere.
+    """What happens in a stretch: its rows `change`, or come in another `sequence`.
 
-    Elsewhere is the parent's own order in another `sequence`, or the order artifact `other`.
     `counts` is what is counted on the way, for the summary.
     """
 
-    counts: dict[str, int]
     change: Change | None = None
     sequence: np.ndarray | None = None
-    other: Artifact | None = None
+    counts: tuple[Mapping[str, int], ...] = ()
 
 
 def write_splice(
     path: Path,
     stretch: Stretch,
-    splice: Splice,
+    make: Callable[[Path], Splice],
     *,
     config: Mapping[str, Any],
-    inputs: Mapping[str, Input],
+    inputs: Mapping[str, Artifact],
 ) -> Artifact:
-    """Write a splice, with what it changed as facts.
+    """Write the splice that `make` gives, handed a scratch folder, with what it changed as facts.
 
-    Raises ConfigError when it changes nothing.
+    The input `parent` is what the stretch is of; an input `order` takes its place in the stretch.
+    Raises ConfigError when nothing is changed.
     """
-    first, last = stretch.first, stretch.last
-    parent, length = stretch.parent, stretch.parent.context_length
+    parent = stretch.parent
     with writing(path, "splice", config=config, inputs=inputs) as draft:
+        scratch = draft.folder / "scratch"
+        scratch.mkdir()
+        splice = make(scratch)
         if splice.sequence is not None:
             np.save(draft.folder / SEQUENCE, splice.sequence)
-        patched = []
-        dtype = token_dtype(parent.num_ids or 1 << 31)
-        with StoreWriter(draft.folder / PATCH, dtype) as patch:
-            for place, rows in _changed(stretch, splice.change) if splice.change else ():
-                patched.append(place)
-                patch.add_documents(rows.reshape(-1), np.full(len(rows), length + 1))
-        np.save(draft.folder / PATCHED, np.concatenate([np.empty(0, np.int64), *patched]))
-        draft.facts |= {"first": first, "last": last}
-        spliced = _assemble(draft.folder, draft.facts, parent, splice.other)
+        patched = [np.empty(0, np.int64)]
+        with StoreWriter(draft.folder / PATCH, token_dtype(parent.num_ids or 1 << 31)) as patch:
+            for places, rows in _changed(stretch, splice.change) if splice.change else ():
+                patched.append(places)
+                patch.add_documents(rows.reshape(-1), np.full(len(rows), rows.shape[1]))
+        np.save(draft.folder / PATCHED, np.concatenate(patched))
+        shutil.rmtree(scratch)
+        spliced = _assemble(draft.folder, stretch, inputs.get("order"))
         summary = difference(stretch, spliced)
         if not summary["windows_changed"] + summary["windows_added"]:
             raise ConfigError(
-                "the splice changes no window, so that the branch would equal its parent",
-                where=config["splice"]["kind"],
-                expected="another splice",
-                fix="--splice identity, if that is what you want",
+                "the splice changes no window: the branch would equal its parent",
+                where="splice",
+                fix="another one, or --splice identity if that is what you want",
             )
-        draft.facts["summary"] = summary | splice.counts
+        for counts in splice.counts:
+            summary |= counts
+        draft.facts |= {"first": stretch.first, "last": stretch.last, "summary": summary}
     return draft.artifact
 
 
@@ -198,7 +200,8 @@ def open_windows(artifact: Artifact) -> Windows:
     if artifact.kind == "splice":
         other = open_input(artifact, "order") if "order" in artifact.inputs else None
         parent = open_windows(open_input(artifact, "parent"))
-        return _assemble(artifact.path, artifact.facts, parent, other)
+        stretch = Stretch(parent, int(artifact.facts["first"]), int(artifact.facts["last"]))
+        return _assemble(artifact.path, stretch, other)
     return open_order(artifact.path, open_store(open_input(artifact, "store").path))
 
 
@@ -230,17 +233,15 @@ def _changed(stretch: Stretch, change: Change) -> Iterator[tuple[np.ndarray, np.
         yield first + np.flatnonzero(changed), other[changed]
 
 
-def _assemble(
-    folder: Path, facts: Mapping[str, Any], parent: Windows, other: Artifact | None
-) -> Spliced:
+def _assemble(folder: Path, stretch: Stretch, other: Artifact | None) -> Spliced:
     """A splice from its files. Raises OrderError if they do not fit together."""
-    first, last = int(facts["first"]), int(facts["last"])
-    middle = Part(parent, first, last - first)
+    parent, first, last = stretch.parent, stretch.first, stretch.last
+    middle = Part(parent, first, stretch.count)
     if other is not None:
-        middle = Part(open_windows(other), 0, last - first)
+        middle = Part(open_windows(other), 0, stretch.count)
     elif (folder / SEQUENCE).is_file():
-        order, at = Stretch(parent, first, last).order
-        middle = Part(reordered(order, folder / SEQUENCE), at, last - first)
+        order, at = stretch.order
+        middle = Part(reordered(order, folder / SEQUENCE), at, stretch.count)
     after = Part(parent, last, max(0, parent.num_windows - last))
     parts = (Part(parent, 0, first), middle, *([after] if after.count else []))
     patch = Rows(Store(folder / PATCH), parent.context_length)
