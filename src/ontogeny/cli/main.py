@@ -10,11 +10,11 @@ import errno
 import signal
 from typing import NoReturn
 
-from ontogeny.cli import batch, grow, imports, look, replay
+from ontogeny.cli import batch, branch, grow, imports, look, replay
 from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError
 
-VERBS = (batch, grow, imports, look, replay)  # importing a file adds its verbs to the app
+VERBS = (batch, branch, grow, imports, look, replay)  # importing a file adds its verbs to the app
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",
