@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ontogeny.tokens.store import HEADER, MAGIC, VERSION
 
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
@@ -110,3 +114,33 @@ def send(request: BaseHTTPRequestHandler, file: Path, fault: object) -> None:
     request.end_headers()
     request.wfile.write(data[: len(data) // 2] if fault == "short" and first else data)
     request.close_connection = fault == "short" and first > 0
+
+
+ROWS, WIDTH = 146_432_000, 2049  # of Pythia's preshuffled files
+PER_UPDATE = 1024
+
+
+def fake_preshuffled(folder: Path, update: int) -> np.ndarray:
+    """A sparse `document.bin/.idx` of 600 GB, real where an update is; its rows."""
+    first = PER_UPDATE * update
+    tokens = np.random.RandomState(update).randint(1, 50277, (PER_UPDATE, WIDTH)).astype("<u2")
+    pointers = np.arange(first, first + PER_UPDATE, dtype="<i8") * (2 * WIDTH)
+    sizes = np.full(PER_UPDATE, WIDTH, "<i4")
+    after_sizes = HEADER.size + 4 * ROWS
+    with (folder / "document.bin").open("wb") as file:
+        write_at(file, int(pointers[0]), tokens)
+        file.truncate(2 * WIDTH * ROWS)
+    with (folder / "document.idx").open("wb") as file:
+        file.write(HEADER.pack(MAGIC, VERSION, 8, ROWS, ROWS + 1))
+        for place in (0, ROWS - 1):  # the first says how long a row is, the last where it all ends
+            write_at(file, HEADER.size + 4 * place, sizes[:1])
+            write_at(file, after_sizes + 8 * place, np.array([2 * WIDTH * place], "<i8"))
+        write_at(file, HEADER.size + 4 * first, sizes)
+        write_at(file, after_sizes + 8 * first, pointers)
+        file.truncate(HEADER.size + 20 * ROWS + 8)
+    return tokens
+
+
+def write_at(file: BinaryIO, offset: int, values: np.ndarray) -> None:
+    file.seek(offset)
+    file.write(values.tobytes())
