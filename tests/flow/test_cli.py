@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -199,20 +198,6 @@ def test_a_folder_that_is_no_run(say: Type, tmp_path: Path) -> None:
 def test_a_folder_that_may_not_be_written(say: Type, suite: Path) -> None:
     (suite.parent / "text" / "a.txt").write_text("A text. " * 50)
     assert refused(say("run", suite, "--out", "/sys/ontogeny"), "/sys/ontogeny", "--out")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_leaves_the_run_whole(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,33 +203,6 @@ def test_bf16_follows_fp32(ground: Ground, undisturbed: Run, tmp_path: Path) -> 
     losses = np.array([[row[1] for row in lines(one)] for one in (run, undisturbed)])
     assert np.abs(losses[0] - losses[1]).max() < 0.05
     assert load_checkpoint(run.path, 24).embed_in.weight.dtype == torch.float32
-
-
-def work(home: Path, folder: Path) -> None:
-    ground = Ground(home)
-    train(begin(ground, folder, settings(rolling_seconds=0.01)), ground.batches(4))
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments(ground: Ground, undisturbed: Run, tmp_path: Path) -> None:
-    context, moments = multiprocessing.get_context("spawn"), random.Random(0)
-    folder, kills = tmp_path / "run", 0
-    for _ in range(8):
-        process = context.Process(target=work, args=(ground.home, folder))
-        process.start()
-        while process.is_alive() and not (folder / METRICS).exists():
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, 0.25))
-        process.kill()
-        process.join()
-        kills += process.exitcode == -signal.SIGKILL
-    assert kills >= 2
-    run = begin(ground, folder, settings(rolling_seconds=0.01))
-    train(run, ground.batches(4))
-    assert lines(run) == lines(undisturbed)
-    weights = [load_checkpoint(one.path, 24).state_dict() for one in (run, undisturbed)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert not [path for path in folder.rglob(".*writing*") if str(os.getpid()) in path.name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -23,7 +23,7 @@ from torch import Tensor
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
-from ontogeny.digest import digest_bytes, digest_json
+from ontogeny.digest import digest_bytes, digest_file, digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
@@ -136,6 +136,14 @@ def load_checkpoint(run: Path, step: int) -> NeoX:
             f"no checkpoint of step {step}", where=run, expected=f"one of the steps {there}"
         )
     opened = open_artifact(folder, "checkpoint")
+    if opened.config.get("step") != step:
+        raise CheckpointError(
+            "the checkpoint of another step", where=folder,
+            expected=f"step {step}", found=f"step {opened.config.get('step')}",
+        )  # fmt: skip
+    for name in opened.files.keys() - {hf.WEIGHTS}:  # those are checked tensor by tensor
+        if digest_file(folder / name) != opened.files[name]["sha256"]:
+            raise CheckpointError("is not the file recorded", where=folder / name)
     return _checked(hf.load(folder), opened.facts["tensors"], folder)
 
 

@@ -10,15 +10,16 @@ import errno
 import signal
 from typing import NoReturn
 
-from ontogeny.cli import batch, branch, grow, imports, look, replay
+from ontogeny.cli import batch, branch, grow, imports, look, replay, trust
 from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError
 
-VERBS = (batch, branch, grow, imports, look, replay)  # importing a file adds its verbs to the app
+VERBS = (batch, branch, grow, imports, look, replay, trust)  # importing a file adds its verbs to the app
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",
     errno.EDQUOT: "the quota is used up; try: free some, or another folder with --out",
+    errno.EFBIG: "a file may not grow so large here; try: ulimit -f unlimited, or another disk",
     errno.EACCES: "not allowed; try: another folder with --out, or change its permissions",
     errno.EPERM: "not allowed; try: another folder with --out, or change its permissions",
     errno.EROFS: "cannot be written; try: another folder with --out",
