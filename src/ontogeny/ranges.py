@@ -187,7 +187,7 @@ class HttpRanges:
         for _ in range(MAX_REDIRECTS):
             status, headers, body = self._ask(target, offset, length)
             if status in REDIRECTS and headers["Location"]:
-                target = urllib.parse.urljoin(target, headers["Location"])
+                target = _joined(target, headers["Location"], self.name)
             elif status in REFUSALS and size is not None and target != self.name:
                 target = self.name
             else:
@@ -226,15 +226,15 @@ class HttpRanges:
         with self._lock, contextlib.suppress(IndexError):
             return self._idle.setdefault(origin, []).pop()
         scheme, _, host = origin.partition("://")
-        try:
-            return CONNECTIONS[scheme](host, timeout=TIMEOUT)
-        except (KeyError, http.client.InvalidURL) as error:
-            raise DataError(
-                "not a URL that can be read",
-                where=self.name,
-                expected="http(s)://HOST[:PORT]/PATH",
-                found=origin,
-            ) from error
+        with contextlib.suppress(http.client.InvalidURL):
+            if scheme in CONNECTIONS and host:
+                return CONNECTIONS[scheme](host, timeout=TIMEOUT)
+        raise DataError(
+            "not a URL that can be read",
+            where=self.name,
+            expected="http(s)://HOST[:PORT]/PATH",
+            found=origin,
+        )
 
     def _require_range(self, headers: HTTPMessage, offset: int, length: int) -> None:
         expected = f"bytes {offset}-{offset + length - 1}/"
@@ -334,6 +334,14 @@ def _require_inside(ranges: Ranges, offset: int, length: int) -> None:
             found=f"{ranges.size} bytes",
             fix="fetch the file anew",
         )
+
+
+def _joined(url: str, location: str, name: str) -> str:
+    """Where a redirect leads."""
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError as error:
+        raise DataError(f"redirects to no URL ({error})", where=name, found=location) from error
 
 
 def _split(url: str, name: str) -> tuple[str, str]:

@@ -192,8 +192,8 @@ def open_pair(place: Place) -> Store:
     `place` is the name of either file, of any shard, or what they begin with.
     """
     bins, idx, name = located(place)
-    if len(bins) == 1 and not is_remote(place):
-        return Store(Path(bins[0]))
+    if not is_remote(place) and Path(bins[0]) == Path(idx).with_suffix(".bin"):
+        return Store(Path(idx))
     return RangedStore(bins, idx, name)
 
 
@@ -207,7 +207,7 @@ def located(place: Place) -> tuple[list[Place], Place, Place]:
         names = [f"{base}-{number:05}-of-{shard[3]}" for number in range(int(shard[3]) + 1)]
     else:
         names = [base] if is_remote(place) else _local_shards(Path(base)) or [base]
-    called = base if len(names) == 1 else f"{base}-*-of-{names[0][-5:]}"
+    called = base if names == [base] else f"{base}-*-of-{names[0][-5:]}"
     return (
         [f"{name}.bin{mark}{query}" for name in names],
         f"{base}.idx{mark}{query}",
