@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ontogeny.digest import SHORT, digest_json
 from ontogeny.errors import EvaluationError
 
 
@@ -114,10 +115,13 @@ class UpdateMetrics:
     seconds: float
 
     def line(self) -> str:
-        return json.dumps(asdict(self), allow_nan=False) + "\n"
+        """The line, with the first digits of its own digest: an altered one is noticed."""
+        values = asdict(self)
+        return json.dumps(values | {CHECK: digest_json(values)[:SHORT]}) + "\n"
 
 
 METRICS_KEYS = frozenset(field.name for field in fields(UpdateMetrics))
+CHECK = "check"
 
 
 def read_metrics(path: Path) -> Iterator[UpdateMetrics]:
@@ -136,13 +140,14 @@ def read_metrics(path: Path) -> Iterator[UpdateMetrics]:
 
 
 def parse_metrics(line: str) -> UpdateMetrics | None:
-    """The update a line records, or None if the line is torn or foreign."""
+    """The update a line records, or None if the line is torn, altered or foreign."""
     try:
         values: Any = json.loads(line)
-        is_row = isinstance(values, dict) and values.keys() == METRICS_KEYS
+        check = values.pop(CHECK, None) if isinstance(values, dict) else None
+        is_row = check == digest_json(values)[:SHORT] and values.keys() == METRICS_KEYS
         fits = is_row and all(_fits(name, value) for name, value in values.items())
         return UpdateMetrics(**values) if fits else None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
@@ -155,7 +160,8 @@ def _fits(name: str, value: Any) -> bool:
 def _read(path: Path, schema: Any) -> list[dict[str, Any]]:
     try:
         table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise EvaluationError(f"unreadable table ({error})", where=path) from error
     if not table.schema.equals(schema):
         raise EvaluationError(
@@ -164,5 +170,4 @@ def _read(path: Path, schema: Any) -> list[dict[str, Any]]:
             expected=", ".join(f"{column.name} {column.type}" for column in schema),
             found=", ".join(f"{column.name} {column.type}" for column in table.schema),
         )
-    rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ontogeny.config import Settings, build, nearest, read_toml, with_changes
+from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError
 from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads, padded
 from ontogeny.steps import BranchSettings, checkpoint_spacing, checkpoint_steps
@@ -378,19 +379,20 @@ METRICS, STEPS, STATES = "metrics.jsonl", "steps", "states"
 
 
 def write_record(home: Path, record: Record) -> None:
-    """Write the record of the suite in `home`, whole or not at all."""
-    aside = home / f".{RECORD}.{os.getpid()}"
-    aside.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    """Write the record of the suite in `home` with its own digest, whole or not at all."""
+    aside, values = home / f".{RECORD}.{os.getpid()}", record.resolved()
+    text = json.dumps({"digest": digest_json(values)} | values, indent=1, ensure_ascii=False)
+    aside.write_text(text + "\n", encoding="utf-8")
     aside.replace(home / RECORD)
 
 
 def read_record(home: Path) -> Record:
-    """The record of the suite in `home`. Raises ConfigError if the folder holds none."""
-    path = home / RECORD
+    """The record of the suite in `home`. Raises ConfigError if it is altered or there is none."""
+    path, fix = home / RECORD, "ontogeny run SUITE.toml --out"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"not the folder of a suite ({error})", where=home, fix="ontogeny run SUITE.toml --out"
-        ) from error
+        if values.pop("digest") != digest_json(values):
+            raise ConfigError("was altered", where=path, fix=f"remove it, then {fix} {home}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"not the folder of a suite ({error})", where=home, fix=fix) from error
     return build(Record, values, path)

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
 from ontogeny.model import hf
 from ontogeny.order.batches import Batches
-from ontogeny.results import UpdateMetrics
+from ontogeny.results import UpdateMetrics, parse_metrics
 from ontogeny.stages.plan import MemberPlan
 from ontogeny.suite import METRICS, Member, RunSettings, SizeSettings
 from ontogeny.training.loop import train
@@ -242,8 +243,9 @@ def test_another_checkpoint_is_refused_or_measured(copy: Run, ground: Ground) ->
 def test_other_metrics_are_refused_or_measured(copy: Run, ground: Ground) -> None:
     path = copy.path / METRICS
     lines = path.read_text().splitlines(keepends=True)
-    row = json.loads(lines[9])
-    lines[9] = json.dumps(row | {"loss": row["loss"] + 0.25}) + "\n"
+    row = parse_metrics(lines[9])
+    assert row is not None
+    lines[9] = replace(row, loss=row.loss + 0.25).line()
     path.write_text("".join(lines))
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl:10: replayed, update 9 comes out"):
         replay(copy, ground.batches(4), 10)

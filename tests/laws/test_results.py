@@ -131,6 +131,14 @@ def test_a_line_says_what_it_was_made_of(row: UpdateMetrics) -> None:
     assert parse_metrics(line) == row
 
 
+def test_every_flipped_bit_is_noticed() -> None:
+    line = FIRST.line().rstrip("\n").encode()
+    for place in range(len(line) * 8):
+        flipped = bytearray(line)
+        flipped[place // 8] ^= 1 << place % 8
+        assert parse_metrics(flipped.decode(errors="replace")) is None
+
+
 def test_every_torn_line_is_noticed() -> None:
     line = FIRST.line().rstrip("\n")
     assert parse_metrics(line) == FIRST

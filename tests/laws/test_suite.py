@@ -236,6 +236,20 @@ def test_the_record_is_read_as_written(tmp_path: Path) -> None:
         record.stage("txt")
 
 
+@given(place=st.integers(min_value=0), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_the_record(
+    tmp_path_factory: pytest.TempPathFactory, place: int, bit: int
+) -> None:
+    home = tmp_path_factory.mktemp("record")
+    stage = StageRecord(name="text", kind="text", path="text-1", digest="0" * 64, seconds=1.5)
+    write_record(home, Record(suite=demo(), stages=(stage,)))
+    data = bytearray((home / "suite.json").read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    (home / "suite.json").write_bytes(bytes(data))
+    with pytest.raises(ConfigError):
+        read_record(home)
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"suite": 1}', "\x00"])
 def test_a_folder_of_no_suite(tmp_path: Path, text: str | None) -> None:
     if text is not None:
