@@ -14,7 +14,15 @@ from ontogeny.cli import batch, branch, grow, imports, look, replay, trust
 from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError
 
-VERBS = (batch, branch, grow, imports, look, replay, trust)  # importing a file adds its verbs to the app
+VERBS = (
+    batch,
+    branch,
+    grow,
+    imports,
+    look,
+    replay,
+    trust,
+)  # importing a file adds its verbs to the app
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",
