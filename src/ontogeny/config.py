@@ -30,13 +30,14 @@ class Settings(BaseModel):
         return values
 
 
+MAX_DEPTH = 50  # of tables in tables; more than any group of settings has
 Model = TypeVar("Model", bound=Settings)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises ConfigError with the line of a syntax error."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("no such file", where=path, expected="a TOML file") from None
     except IsADirectoryError:
@@ -45,6 +46,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"not UTF-8 text ({error})", where=path) from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"not valid TOML ({error})", where=path) from error
+    if _is_deep(values):
+        raise ConfigError(f"nested more than {MAX_DEPTH} tables deep", where=path)
+    return values
 
 
 def with_changes(values: Mapping[str, Any], changes: Iterable[str]) -> dict[str, Any]:
@@ -73,7 +77,7 @@ def build(model: type[Model], values: Mapping[str, Any], where: object) -> Model
     """Check `values` against `model`. Raises ConfigError naming the first fault and its place."""
     try:
         return model.model_validate_json(json.dumps(values, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise ConfigError(f"not a setting ({error})", where=where) from error
         raise _first_fault(model, error, where) from error
@@ -83,6 +87,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """`did you mean ...` for a mistyped name, or None when nothing is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {found[0]!r}?" if found else None
+
+
+def _is_deep(value: Any, left: int = MAX_DEPTH) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left == 0 or any(_is_deep(part, left - 1) for part in inner)
 
 
 def _toml_value(text: str) -> Any:

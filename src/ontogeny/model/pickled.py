@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -24,14 +25,17 @@ BROKEN = (
 )  # fmt: skip
 
 
-def read_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, each in memory of its own, on the CPU.
+def read_pickled(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name, each in memory of its own or `mapped`, on the CPU.
 
     Raises CheckpointError for a file that is missing, damaged, asks for code to be run, or holds
     anything but plain tensors by name.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # It warns of old forms of pickle that it may not read; what it reads is checked here.
+            warnings.simplefilter("ignore", UserWarning)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except BROKEN as error:
         raise _refusal(path, error) from error
     if not isinstance(found, Mapping) or not all(map(_is_plain, found.items())):

@@ -22,7 +22,7 @@ import numpy as np
 from ontogeny.digest import digest_json
 from ontogeny.errors import DataError, OrderError
 from ontogeny.order.blend import windows_asked
-from ontogeny.order.plan import ARRAYS, INT_KINDS, Order, check_indices, load_array
+from ontogeny.order.plan import ARRAYS, INT_KINDS, NO_ARRAY, Order, check_indices, load_array
 from ontogeny.order.rows import Rows
 from ontogeny.order.shuffle import Indices, neox_indices
 from ontogeny.ranges import Place, is_remote, open_ranges
@@ -132,7 +132,7 @@ def _reach(file: str) -> RangeArray:
     try:
         np.lib.format.read_magic(head)  # GPT-NeoX's have never been of another version than 1.0
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(head)
-    except ValueError as error:
+    except NO_ARRAY as error:
         raise OrderError(f"unreadable array ({error})", where=file) from error
     if by_columns or dtype.kind not in INT_KINDS or not shape:
         raise OrderError("not rows of integers", where=file, found=f"{dtype} {list(shape)}")

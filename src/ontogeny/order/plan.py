@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from ontogeny.tokens.store import DocumentStore, Store
 
 ARRAYS = ("documents", "samples", "windows")
 INT_KINDS = "iu"
+# What numpy raises on a header that is none: it is Python text, read by Python's own parser.
+NO_ARRAY = (ValueError, OverflowError, SyntaxError, TokenError)
 BLOCK = 1 << 20  # windows checked together
 
 
@@ -198,8 +201,8 @@ def _start(
 def load_array(path: Path) -> np.ndarray:
     """Map an index array. Raises OrderError for what is none, or is cut short."""
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, *NO_ARRAY) as error:
         raise OrderError(f"unreadable array ({error})", where=path) from error
     return array.view(np.ndarray)
 

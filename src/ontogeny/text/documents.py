@@ -239,6 +239,8 @@ def _parse(line: str, place: str, default_id: str, default_source: str) -> Docum
         ) from error
     except RecursionError as error:
         raise DataError("JSON nested too deeply", where=place) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"broken JSON ({error})", where=place) from error
     if not isinstance(row, dict):
         raise DataError(
             "not a JSON object", where=place, expected="{...}", found=type(row).__name__
