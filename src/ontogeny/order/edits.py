@@ -1,4 +1,4 @@
-"""Changes to windows, which keep their length: what is too long is cut, what is short is filled.
+"""Changes to windows, which keep their length: what is too long is cut, what is short is padded.
 
 Each is a `Change` of `splice.py`: the rows from a place on as they are -> as they are to be.
 T = context length. Not here: where other tokens come from (`ontogeny.tokens.rewrite`).
@@ -17,14 +17,14 @@ from ontogeny.tokens.rewrite import Edit
 
 
 class Edited:
-    """Windows of a stretch in which documents have other tokens; short ones end in `fill`."""
+    """Windows of a stretch in which documents have other tokens; short ones end in `padding`."""
 
-    def __init__(self, stretch: Stretch, edit: Edit, fill: int) -> None:
+    def __init__(self, stretch: Stretch, edit: Edit, padding: int) -> None:
         self._order, at = stretch.order
         self._shift = at - stretch.first
-        self._edit, self._fill = edit, fill
+        self._edit, self._padding = edit, padding
         self.counts = dict.fromkeys(
-            ("windows_cut", "tokens_cut", "windows_filled", "tokens_filled"), 0
+            ("windows_cut", "tokens_cut", "windows_padded", "tokens_padded"), 0
         )
 
     def __call__(self, first: int, rows: np.ndarray) -> np.ndarray:
@@ -50,10 +50,10 @@ class Edited:
 
     def _fitted(self, tokens: np.ndarray, length: int) -> np.ndarray:
         excess = len(tokens) - length
-        what = "cut" if excess > 0 else "filled"
+        what = "cut" if excess > 0 else "padded"
         self.counts[f"windows_{what}"] += excess != 0
         self.counts[f"tokens_{what}"] += abs(excess)
-        fitted = np.full(length, self._fill, np.int64)
+        fitted = np.full(length, self._padding, np.int64)
         fitted[: len(tokens)] = tokens[:length]
         return fitted
 
