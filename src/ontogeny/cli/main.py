@@ -14,15 +14,8 @@ from ontogeny.cli import batch, branch, grow, imports, look, replay, trust
 from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError
 
-VERBS = (
-    batch,
-    branch,
-    grow,
-    imports,
-    look,
-    replay,
-    trust,
-)  # importing a file adds its verbs to the app
+# Importing a file adds its verbs to the app.
+VERBS = (batch, branch, grow, imports, look, replay, trust)
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="For machines")]
 WIDTH, MARGIN = 100, 12  # columns of a line, and of the word in front of it
 MOST_NAMED = 8  # parents that are named one by one
-SAID = (
-    "made settings from members parents steps states tensors parameters updates tokens loss "
-    "facts files missing"
-).split()
+TOLD_APART = {"path", "kind", "digest", "name", "stages"}  # in the first line, or as a table
 FAULTY = 1  # how `verify` leaves where something is not what was recorded
 
 
@@ -99,14 +96,13 @@ def show(
 def _told(shown: dict[str, Any]) -> Iterator[str]:
     """The lines about an artifact, at most `WIDTH` wide where words can be broken."""
     yield f"{shown['kind']} {shown.get('digest') or shown['name']}"
-    for name in SAID:
-        value = shown.get(name)
+    for name, value in shown.items():
         if name == "from":
-            for place, origin in enumerate(value or []):
+            for place, origin in enumerate(value):
                 role = f"{'  ' * origin['depth'] + origin['role']:<24}{origin['digest'][:SHORT]}"
                 where = os.path.relpath(origin["path"]) if origin["path"] else ""
                 yield f"{'' if place else 'from':<{MARGIN}}{role}  {origin['state']}  {where}"
-        elif value or value == 0:
+        elif name not in TOLD_APART and (value or value == 0):
             yield from textwrap.wrap(
                 _worded(name, value),
                 WIDTH,
