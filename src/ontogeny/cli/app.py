@@ -17,8 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, emoji=False)  # a text's :words: are words
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/2m")]
 Changes = Annotated[
