@@ -111,7 +111,8 @@ def refuse_holes(values: np.ndarray, first: int, where: Place) -> None:
     blocks = raw[: len(raw) // HOLE * HOLE].view(np.uint64).reshape(-1, HOLE // 8)
     empty = ~blocks.any(axis=1)
     if empty.any():
-        start = first * values.dtype.itemsize + int(empty.argmax()) * HOLE
+        at = int(empty.argmax()) * HOLE
+        start = first * values.dtype.itemsize + len(raw[:at].tobytes().rstrip(b"\0"))
         raise DataError(
             f"full of zeros from byte {start} on",
             where=where,

@@ -1,0 +1,373 @@
+"""`ontogeny batch`: what an update saw, of runs and of files, here and on a server."""
+
+from __future__ import annotations
+
+import json
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from grown import CONTEXT, Ground, begin, settings
+from ontogeny.errors import DataError, OrderError
+from ontogeny.order.plan import Order
+from ontogeny.order.rows import Rows
+from ontogeny.order.shuffle import neox_indices
+from ontogeny.order.spans import Spans, byte_lengths
+from ontogeny.order.splice import Part, Spliced
+from ontogeny.stages import sources
+from ontogeny.stages.sources import open_source
+from ontogeny.text.documents import Document
+from ontogeny.tokens.encode import encode
+from ontogeny.tokens.store import Store, open_store
+from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, train_vocabulary
+from ontogeny.tokens.writer import StoreWriter
+from served import PER_UPDATE, WIDTH, fake_preshuffled, serving
+from spoken import Type
+
+TEXTS = [
+    "Ein schöner Tag — für 漢字 und 🙂🙂!",
+    "é" * 9,
+    "[bold]x[/nothing] \x1b[31m:smile:\r\n",
+    "z",
+]
+
+
+@pytest.fixture(scope="module")
+def run(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has not been trained: what it will see is known all the same."""
+    return begin(ground, tmp_path_factory.mktemp("runs") / "run", settings()).path
+
+
+def objects(printed: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def test_every_token_of_a_run_is_where_it_is_said_to_be(
+    run: Path, ground: Ground, say: Type
+) -> None:
+    rows = objects(say("batch", run, "--update", "0:24", "--json", "--tokens").out)
+    batches, store = ground.batches(4), open_store(ground.store)
+    assert [(row["update"], row["row"]) for row in rows] == [
+        (update, row) for update in range(24) for row in range(4)
+    ]
+    several = 0
+    for row in rows:
+        ids = batches(row["update"])[row["row"]].tolist()
+        assert row["tokens"] == ids
+        assert row["num_tokens"] == len(ids) == CONTEXT + 1
+        assert row["place"] == 4 * row["update"] + row["row"]
+        column = 0
+        for span in row["spans"]:
+            assert span["column"] == column
+            part = ids[column : column + span["length"]]
+            assert store.tokens(span["document"], span["offset"], span["length"]).tolist() == part
+            assert span["id"] == f"d{span['document']}"
+            assert span["source"] == ("even", "odd")[span["document"] % 2]
+            column += span["length"]
+        assert column == len(ids)
+        several += len(row["spans"]) > 1
+    assert several >= 5
+
+
+def vocabulary_of(texts: list[str], size: int = 262) -> Vocabulary:
+    return train_vocabulary(iter(texts * 3), size)
+
+
+@pytest.mark.parametrize("eod", ["end", "none"])
+@pytest.mark.parametrize("context", [1, 2, 5])
+def test_bytes_of_spans_tile_the_text(tmp_path: Path, eod: Any, context: int) -> None:
+    """Every document's spans are its text in pieces, also where they cut its characters."""
+    vocabulary = vocabulary_of(TEXTS)
+    documents = [Document(str(number), text, "all") for number, text in enumerate(TEXTS)]
+    store = open_store(
+        encode(documents, vocabulary, tmp_path / "s", eod=eod, config={}, inputs={}).path
+    )
+    indices = neox_indices(store.sizes, num_windows=10, context_length=context, seed=3)
+    order = Order(store, indices, context, "")
+    spans, seen = Spans(order, vocabulary), 0
+    covered = [np.zeros(len(text.encode()), bool) for text in TEXTS]
+    for place in range(order.num_windows):
+        row = order.row(place)
+        for span in spans(place, row)[0]:
+            assert span.document is not None
+            assert span.bytes is not None
+            text = TEXTS[span.document].encode()[slice(*span.bytes)]
+            ids = row[span.column : span.column + span.length]
+            words = vocabulary.decode(ids[ids != vocabulary.eod].tolist())
+            assert text.decode(errors="replace") == words
+            covered[span.document][slice(*span.bytes)] = True
+            seen += 1
+    assert seen > 15
+    assert np.concatenate(covered).mean() > 0.9  # the windows leave out the end of the stream
+
+
+def test_bytes_of_long_beginnings_are_counted_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ontogeny.order.spans.BLOCK", 3)
+    test_bytes_of_spans_tile_the_text(tmp_path, "end", 5)
+
+
+def test_no_bytes_without_a_byte_level_vocabulary() -> None:
+    vocabulary = vocabulary_of(TEXTS)
+    other = json.loads(vocabulary.definition) | {"decoder": None}
+    assert byte_lengths(Vocabulary(json.dumps(other))) is None
+    lengths = byte_lengths(vocabulary)
+    assert lengths is not None
+    for text in TEXTS:
+        assert lengths[vocabulary.encode(text)].sum() == len(text.encode())
+
+
+def test_spliced_windows_say_so(tmp_path: Path, ground: Ground) -> None:
+    order = ground.batches(4).order
+    with StoreWriter(tmp_path / "patch", np.dtype("<u2")) as writer:
+        patch = np.array([5] * CONTEXT + [0])
+        writer.add_documents(patch, np.array([len(patch)]))
+    rows = Rows(Store(tmp_path / "patch"), CONTEXT)
+    spliced = Spliced((Part(order, 0, 3), Part(order, 7, 9)), np.array([4]), rows)
+    vocabulary = vocabulary_of(TEXTS)
+    spans, parents = Spans(spliced, vocabulary), Spans(order, vocabulary)
+    for place, parent in ((2, 2), (3, 7), (5, 9)):
+        row = spliced.rows(place, 1)[0]
+        assert spans(place, row) == (parents(parent, row)[0], False)
+    found, patched = spans(4, spliced.rows(4, 1)[0])
+    assert patched
+    assert [(span.column, span.length, span.document) for span in found] == [(0, CONTEXT + 1, None)]
+
+
+def test_what_is_printed(run: Path, ground: Ground, say: Type) -> None:
+    by_update, by_step = say("batch", run, "--update", 5), say("batch", run, "--step", 5)
+    assert by_update == by_step
+    lines = by_update.out.splitlines()
+    assert lines[0] == f"update 5: step5 -> step6, 4 rows of {CONTEXT + 1} tokens"
+    assert [line.split()[0] for line in lines[1:6]] == ["row", "0", "1", "2", "3"]
+    assert max(map(len, lines)) <= 100
+    one = say("batch", run, "--update", "5:7", "--row", 2, "--tokens").out
+    for update in (5, 6):
+        row = ground.batches(4)(update)[2].tolist()
+        assert " ".join(map(str, row)) in one
+        assert f"update {update}: step{update} -> step{update + 1}" in one
+
+
+def write_rows(path: Path, rows: np.ndarray) -> Path:
+    with StoreWriter(path, np.dtype("<u2")) as writer:
+        writer.add_documents(rows.reshape(-1), np.full(len(rows), rows.shape[1]))
+    return path
+
+
+def test_texts_are_harmless_to_the_terminal(tmp_path: Path, say: Type) -> None:
+    vocabulary = vocabulary_of(TEXTS)
+    (tmp_path / TOKENIZER).write_text(vocabulary.definition)
+    ids = vocabulary.encode(TEXTS[2])
+    write_rows(tmp_path / "rows", np.array([ids, ids]))
+    said = say("batch", tmp_path / "rows", "--update", 0, "--vocabulary", tmp_path / TOKENIZER)
+    assert said.code == 0
+    assert said.out.count("[bold]x[/nothing] \N{REPLACEMENT CHARACTER}[31m:smile:") == 3
+    assert "\x1b" not in said.out
+    assert "\r" not in said.out
+
+
+def test_long_updates_are_cut_and_rows_end_at_ends_of_documents(tmp_path: Path, say: Type) -> None:
+    vocabulary = vocabulary_of(TEXTS)
+    (tmp_path / TOKENIZER).write_text(vocabulary.definition)
+    letter = vocabulary.encode("z")[0]
+    rows = np.full((30, 2000), letter)
+    rows[:, [7, 8, 1999]] = vocabulary.eod
+    place = write_rows(tmp_path / "rows", rows)
+    words = ["--vocabulary", tmp_path / TOKENIZER, "--rows-per-update", 20]
+    printed = say("batch", place, "--update", 0, *words).out
+    assert "and 8 more: --row 12, --json or --npy FILE" in printed
+    assert len(printed) < 4000
+    assert "z" * 1900 in say("batch", place, "--update", 1, "--row", 9, *words).out
+    (row,) = objects(say("batch", place, "--update", 1, "--row", 9, "--json", *words).out)
+    assert [(span["column"], span["length"]) for span in row["spans"]] == [
+        (0, 8), (8, 1), (9, 1991),
+    ]  # fmt: skip
+    without = say("batch", place, "--update", 1, "--rows-per-update", 20).out
+    assert f"{letter} {letter} {letter}" in without
+
+
+def test_npy_is_written_block_by_block(
+    tmp_path: Path, say: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK", 1 << 16)
+    rows = np.random.RandomState(0).randint(1, 65536, (3000, 1001))
+    place, file = write_rows(tmp_path / "rows", rows), tmp_path / "out.npy"
+    open_source(place)
+    tracemalloc.start()
+    open_source(place, rows_per_update=1000).save(file, range(3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 8 * (1 << 16) < rows.nbytes / 10
+    assert (np.load(file) == rows).all()
+    said = say("batch", place, "--update", "1:3", "--row", "2:4", "--npy", tmp_path / "few",
+               "--rows-per-update", 1000)  # fmt: skip
+    assert "updates 1 to 2: step1 -> step3: uint16 [4, 1001] in" in said.out
+    assert (np.load(tmp_path / "few") == rows[[1002, 1003, 2002, 2003]]).all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "few", "out.npy", "rows.bin", "rows.idx",
+    ]  # fmt: skip
+
+
+BAD: list[tuple[list[str], str]] = [
+    ([], "which update\\?; try: --update 512, or --step 512"),
+    (["--update", "1", "--step", "1"], "which update"),
+    (["--update", "one"], "--update: not numbers; expected N or N:M; found one"),
+    (["--update", "-1"], "not numbers"),
+    (["--step", "5:5"], "--step: is empty; expected N:M with M above N"),
+    (["--update", "24"], "there is no update 24; expected updates 0 to 23"),
+    (["--update", "20:26"], "there is no update 25; expected updates 0 to 23"),
+    (["--update", "3", "--row", "4"], "update 3 has no such rows; expected rows 0 to 3; found 4"),
+    (["--update", "3", "--rows-per-update", "4"], "--rows-per-update cannot be asked of this"),
+    (["--update", "3", "--seed", "4"], "--seed cannot be asked of this; expected a run's folder"),
+    (["--update", "3", "--npy", "{run}/manifest.json"], "manifest.json: already exists"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD)
+def test_bad_input(run: Path, say: Type, words: list[str], message: str) -> None:
+    said = say("batch", run, *(word.format(run=run) for word in words))
+    assert said.code == 2
+    assert said.err.startswith("error: ")
+    assert pytest.raises(AssertionError, match=message).matches(AssertionError(said.err))
+
+
+def test_places_that_are_nothing(ground: Ground, tmp_path: Path, say: Type) -> None:
+    for place, message in (
+        (tmp_path / "nothing", "nothing.idx: no such file"),
+        (ground.home, "is no run; expected a folder with manifest.json, or the name of"),
+        (ground.store, "wrong kind of artifact; expected run; found store"),
+        (ground.store / "tokens", "its items differ in size, so they are no windows"),
+        ("http://127.0.0.1:9/x", "cannot be reached"),
+    ):
+        said = say("batch", place, "--update", 0)
+        assert (said.code, said.out) == (2, "")
+        assert message in said.err
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sparse fake of 600 GB."""
+    folder = tmp_path_factory.mktemp("far")
+    fake_preshuffled(folder, 100_000)
+    return folder
+
+
+def test_one_update_of_600_gb(far: Path, tmp_path: Path, say: Type) -> None:
+    expected = fake_preshuffled(far, 100_000)
+    assert (far / "document.bin").stat().st_size > 600e9
+    with serving(far) as server:
+        begun = time.monotonic()
+        said = say("batch", f"{server.url}/document", "--update", 100_000, "--npy", tmp_path / "n")
+        seconds = time.monotonic() - begun
+        assert (np.load(tmp_path / "n") == expected).all()
+        shown = say("batch", f"{server.url}/document", "--update", 100_000)
+    assert seconds < 1
+    moved = int(said.err.split()[0].replace(",", ""))
+    assert 2 * PER_UPDATE * WIDTH < moved < 10e6
+    assert said.err == f"{moved:,} bytes moved\n"
+    assert shown.code == 0
+    assert "update 100000: step100000 -> step100001, 1024 rows of 2049 tokens" in shown.out
+
+
+def test_holes_of_a_remote_file_are_named(far: Path, say: Type) -> None:
+    with serving(far) as server:
+        said = say("batch", f"{server.url}/document.bin", "--update", 7)
+        assert said.code == 2
+        assert "document.idx: rows of another length; expected 2049 tokens; found 0" in said.err
+    rows = np.ones((9, 2049), int)
+    rows[4] = 0
+    place = write_rows(far / "holes", rows)
+    with serving(far) as server:
+        source = open_source(f"{server.url}/holes", rows_per_update=3)
+        assert (source.batches(0) == 1).all()
+        with pytest.raises(DataError, match=r"holes\.bin: full of zeros from byte 1639[12] on"):
+            source.batches(1)
+    with pytest.raises(DataError, match=r"holes\.bin: full of zeros from byte 1\d+ on.*a hole"):
+        open_source(place)
+
+
+Damage = Callable[[np.ndarray], np.ndarray]
+
+
+def put(place: int, value: int) -> Damage:
+    def damage(array: np.ndarray) -> np.ndarray:
+        array.flat[place] = value
+        return array
+
+    return damage
+
+
+def zeros_from(place: int) -> Damage:
+    def damage(array: np.ndarray) -> np.ndarray:
+        array[place:] = 0
+        return array
+
+    return damage
+
+
+DAMAGES: list[tuple[str, Damage, str, str | None]] = [  # array, damage, message here, message there
+    ("shuffle", put(3, 10**6), "entry 3; expected 0 to", "entry 3 is out of range; .*below"),
+    ("shuffle", zeros_from(9), r"full of zeros from entry \d+ on; expected 1 of", None),
+    ("shuffle", lambda array: array[:-1], "wrong shape", "wrong shape"),
+    ("shuffle", lambda array: np.where(array == 5, 6, array), "no 5", None),
+    ("shuffle", lambda array: array.astype(float), "wrong shape", "not rows of integers"),
+    ("doc", put(0, 99), "entry 0; expected 0 to", None),
+    ("doc", zeros_from(3), "full of zeros from entry", None),
+    ("sample", put(6, -1), "entry 3; expected a place after", "entry 3 is out of range"),
+    ("sample", zeros_from(0), "entry 1; expected a place after", "no window of 9 tokens is at"),
+    ("sample", lambda array: np.roll(array, 1, 0), "expected a place after", "no window of 9"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "here", "there"), DAMAGES)
+def test_damaged_index_arrays(
+    tmp_path: Path, name: str, damage: Damage, here: str, there: str | None
+) -> None:
+    sizes = np.random.RandomState(0).randint(0, 30, 20)
+    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
+        writer.add_documents(np.ones(sizes.sum(), int), sizes)
+    indices = neox_indices(sizes, num_windows=20, context_length=8, seed=1)
+    stem = tmp_path / "pair_train_0_indexmap_20ns_8sl_1s"
+    arrays = {"doc": indices.documents, "sample": indices.samples, "shuffle": indices.windows}
+    for part, array in arrays.items():
+        np.save(f"{stem}_{part}_idx.npy", array)
+    with serving(tmp_path) as server:
+        remote = f"{server.url}/{stem.name}"
+        for place in (stem, remote):
+            assert open_source(place, rows_per_update=2).batches(0).shape == (2, 9)
+        np.save(f"{stem}_{name}_idx.npy", damage(arrays[name].copy()))
+        with pytest.raises(OrderError, match=here):
+            open_source(stem, rows_per_update=2)
+        if there is not None:
+            with pytest.raises((DataError, OrderError), match=there):
+                open_source(remote, rows_per_update=len(indices.windows)).batches(0)
+        path = Path(f"{stem}_{name}_idx.npy")
+        path.write_bytes(path.read_bytes()[:-3])
+        for place in (stem, remote):
+            with pytest.raises((DataError, OrderError), match=rf"{name}_idx\.npy: "):
+                open_source(place, rows_per_update=2)
+        path.write_bytes(b"PK")
+        for place in (stem, remote):
+            with pytest.raises(OrderError, match=rf"{name}_idx\.npy: unreadable array"):
+                open_source(place, rows_per_update=2)
+
+
+def test_a_pair_with_index_arrays_names_them(tmp_path: Path, say: Type) -> None:
+    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
+        writer.add_documents(np.ones(9, int), np.array([4, 5]))
+    said = say("batch", tmp_path / "pair", "--update", 0)
+    assert "try: --context-length, --seed and --updates" in said.err
+    (tmp_path / "pair_train_0_indexmap_1ns_2sl_3s_shuffle_idx.npy").touch()
+    said = say("batch", tmp_path / "pair", "--update", 0)
+    assert "pair_train_0_indexmap_1ns_2sl_3s_shuffle_idx.npy" in said.err
+    order = ["--context-length", 2, "--seed", 3, "--updates", 1, "--rows-per-update", 2]
+    said = say("batch", tmp_path / "pair", "--update", 0, *order)
+    assert "update 0: step0 -> step1, 2 rows of 3 tokens" in said.out
+    said = say("batch", "http://127.0.0.1:9/pair", "--update", 0, *order)
+    assert "an order is built over a local index only" in said.err
