@@ -65,7 +65,7 @@ def found_in(windows: Windows, wanted: Sequence[int]) -> tuple[list[tuple[int, i
     lookup = lookup_in(windows, indexed)
     hits = joined(list(lookup.hits(wanted)))
     for index, number in zip(lookup.indexes, range(9), strict=False):
-        own = hits.take(hits.numbers == number)
+        own = hits.take((hits.numbers == number) & (hits.items >= 0))
         for item, offset in zip(own.items.tolist(), own.offsets.tolist(), strict=True):
             assert index.store.tokens(item, offset, 1)[0] == wanted[0]
     same = lookup.who(hits.places, hits.columns)
@@ -210,6 +210,7 @@ def test_the_pieces_of_an_item_are_where_it_is_seen(
         lookup = lookup_in(windows, indexed)
         every = np.array([[p, c] for p in range(windows.num_windows) for c in range(length + 1)])
         who = lookup.who(*every.T) if len(every) else joined([])
+        who = who.take(who.items >= 0)
         told = sorted(zip(*(getattr(who, name).tolist() for name in Hits.__slots__), strict=True))
         found = []
         for number, index in enumerate(lookup.indexes):

@@ -32,8 +32,8 @@ Indexes = Callable[[Store], Suffixes]
 class Hits:
     """Strings in windows: int64 arrays of one length, in no particular order.
 
-    A string begins in column `columns` of the window at place `places`, and there `offsets` tokens
-    into item `items` of `stores[numbers]`, which are the stores of the lookup.
+    A string begins in column `columns` of the window at place `places`, `offsets` tokens into item
+    `items` of the store of index `numbers` of the lookup; -1 where windows are written down.
     """
 
     places: np.ndarray
@@ -74,7 +74,7 @@ class Lookup(Protocol):
         """Which items the tokens at these places and columns are of."""
 
     def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
-        """The stretches of windows that are of an item of store `number`, and their lengths."""
+        """The stretches of windows that are of a document of store `number`, and their lengths."""
 
 
 def lookup_in(windows: Windows, indexes: Indexes) -> Lookup:
@@ -163,11 +163,11 @@ class RowsLookup:
             yield self.who(places[whole], columns[whole])
 
     def who(self, places: np.ndarray, columns: np.ndarray) -> Hits:
-        return Hits(places, columns, places, columns, np.zeros_like(places))
+        unknown = np.full_like(places, -1)
+        return Hits(places, columns, unknown, unknown, np.zeros_like(places))
 
     def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
-        zero = np.zeros(1, np.int64)
-        return self.who(zero + item, zero), zero + self.rows.context_length + 1
+        return joined([]), np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)

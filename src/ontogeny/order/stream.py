@@ -16,13 +16,11 @@ import numpy as np
 from ontogeny.errors import OrderError
 from ontogeny.order.plan import Order
 
-STEPS = 4  # neighbours looked at before bisecting
-
 
 class Ascending:
     """Finds the last of some ascending numbers that is not above a given one.
 
-    A table of equal buckets tells where to begin, so that usually a step or two are enough.
+    A table of equal buckets tells where to begin, so that a step is nearly always enough.
     """
 
     def __init__(self, values: np.ndarray) -> None:
@@ -37,12 +35,10 @@ class Ascending:
         if not len(self._table):
             return np.full(len(wanted), -1)
         found: np.ndarray = self._table.take(wanted >> self._shift, mode="clip")
-        for _ in range(STEPS):
-            further = self.values.take(found + 1) <= wanted
-            if not further.any():
-                return found
-            found += further
-        return np.asarray(np.searchsorted(self.values, wanted, side="right") - 1)
+        found += self.values.take(found + 1) <= wanted
+        left = np.flatnonzero(self.values.take(found + 1) <= wanted)
+        found[left] = np.searchsorted(self.values, wanted[left], side="right") - 1
+        return found
 
 
 @dataclass(frozen=True)
