@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPMessage
 from pathlib import Path
-from typing import Protocol
 
 from ontogeny.errors import DataError
 
@@ -39,40 +38,49 @@ REDIRECTS = {301, 302, 303, 307, 308}
 REFUSALS = {401, 403, 404, 410}  # what an address that has expired answers
 BUSY = {429, 500, 502, 503, 504}
 ANSWERS = {  # problem and what to type next, by status
-    200: (
-        "the server ignores ranges and sends the whole file, which is not fetched",
-        "fetch the file yourself and give its path",
-    ),
+    200: ("the server ignores ranges and sends the whole", "fetch the file and give its path"),
     401: ("not for everybody", "set HF_TOKEN, for a file of a hub"),
     403: ("not for everybody", "set HF_TOKEN, for a file of a hub"),
     404: ("no such file", None),
     410: ("no such file", None),
 }
+SAFE = "/%:@!$&'()*+,;=~"  # in a request
 CONNECTIONS = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
 HUB_PLACE = re.compile(r"hf://((?:datasets|spaces)/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
-class Ranges(Protocol):
-    """Something with bytes of which any range can be read, by several threads at once."""
+class Ranges:
+    """Something with bytes of which any range can be read, by several threads at once.
 
-    @property
-    def name(self) -> str:
-        """Where it is, for people."""
+    `name` is for people, `size` the bytes in all; `lanes` says how many reads at a time pay.
+    """
 
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
+    name: str
+    size: int
+    lanes = 1
+
+    def __init__(self) -> None:
+        self._moved = 0
 
     @property
     def moved(self) -> int:
         """Bytes read so far."""
-
-    @property
-    def lanes(self) -> int:
-        """How many reads at a time pay."""
+        return self._moved
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on. Raises DataError when they are not all there."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise DataError(
+                "ends before what is asked of it",
+                where=self.name,
+                expected=f"bytes {offset} to {offset + length}",
+                found=f"{self.size} bytes",
+                fix="fetch the file anew",
+            )
+        return self._read(offset, length) if length else b""
+
+    def _read(self, offset: int, length: int) -> bytes:
+        raise NotImplementedError
 
 
 def open_ranges(place: Place) -> Ranges:
@@ -108,22 +116,19 @@ def hub_url(place: str) -> str:
     return f"{endpoint}/{kind or ''}{repository}/resolve/{revision}/{urllib.parse.quote(path)}"
 
 
-class FileRanges:
+class FileRanges(Ranges):
     """A local file, open until it is forgotten."""
 
-    lanes = 1
-
     def __init__(self, path: Path) -> None:
+        super().__init__()
         if not path.is_file():
             raise DataError("no such file", where=path)
         self.name = str(path)
         self._descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
         self.size = os.fstat(self._descriptor).st_size
-        self.moved = 0
 
-    def read(self, offset: int, length: int) -> bytes:
-        _require_inside(self, offset, length)
+    def _read(self, offset: int, length: int) -> bytes:
         parts = []
         while length:
             part = os.pread(self._descriptor, length, offset)
@@ -131,49 +136,53 @@ class FileRanges:
                 raise DataError("became shorter while it was read", where=self.name)
             parts.append(part)
             offset, length = offset + len(part), length - len(part)
-            self.moved += len(part)
+            self._moved += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class HttpRanges:
+class HttpRanges(Ranges):
     """A file on a server, read by range requests over connections that are kept.
 
-    Requests go where the first one was redirected to, and from the start again when that address
+    Requests go where the last one was redirected to, and from the start again when that address
     has expired, as those of hubs do.
     """
 
     lanes = LANES
 
     def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()
         self.name = self._target = url
-        self.moved = 0
         self._headers = dict(headers or {})
         self._idle: dict[str, list[http.client.HTTPConnection]] = {}
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._idle)
-        self.size = self._fetch(0, 1, None)[1]
+        self.size = self._fetch(0, 1)[1]
 
-    def read(self, offset: int, length: int) -> bytes:
-        _require_inside(self, offset, length)
-        return self._fetch(offset, length, self.size)[0] if length else b""
+    def _read(self, offset: int, length: int) -> bytes:
+        body, size = self._fetch(offset, length)
+        if size != self.size:
+            raise DataError(
+                "changed while it was read",
+                where=self.name,
+                expected=f"{self.size} bytes",
+                found=f"{size}",
+            )
+        return body
 
-    def _fetch(self, offset: int, length: int, size: int | None) -> tuple[bytes, int]:
+    def _fetch(self, offset: int, length: int) -> tuple[bytes, int]:
         """The bytes and the size of the file. Servers that drop us or are busy are asked again."""
         for attempt in range(ATTEMPTS):
             try:
-                body, total = self._follow(offset, length, size)
+                return self._follow(offset, length)
+            except (http.client.InvalidURL, ValueError) as error:
+                raise DataError(
+                    f"not a URL that can be read ({error})",
+                    where=self.name,
+                    expected="http(s)://HOST[:PORT]/PATH",
+                ) from error
             except (OSError, http.client.HTTPException) as error:
                 last = f"{type(error).__name__}: {error}"
                 time.sleep(PAUSE * 2**attempt)
-            else:
-                if size not in (None, total):
-                    raise DataError(
-                        "changed while it was read",
-                        where=self.name,
-                        expected=f"{size} bytes",
-                        found=f"{total}",
-                    )
-                return body, total
         raise DataError(
             f"cannot be reached ({last})",
             where=self.name,
@@ -181,35 +190,38 @@ class HttpRanges:
             fix="the same command again, once the server answers",
         )
 
-    def _follow(self, offset: int, length: int, size: int | None) -> tuple[bytes, int]:
+    def _follow(self, offset: int, length: int) -> tuple[bytes, int]:
         """One answer, from wherever the server sends us."""
-        target = self._target
+        target = known = self._target
         for _ in range(MAX_REDIRECTS):
             status, headers, body = self._ask(target, offset, length)
             if status in REDIRECTS and headers["Location"]:
-                target = _joined(target, headers["Location"], self.name)
-            elif status in REFUSALS and size is not None and target != self.name:
+                target = urllib.parse.urljoin(target, headers["Location"])
+            elif status in REFUSALS and target == known != self.name:
                 target = self.name
             else:
-                total = self._judge(status, headers, body)
+                size = self._size(status, headers)
                 self._target = target
-                return body, total
+                return body, size
         raise DataError("redirects without end", where=self.name, found=target)
 
     def _ask(self, url: str, offset: int, length: int) -> tuple[int, HTTPMessage, bytes]:
         """Status, headers and body of one request; no body but that of the range is read."""
-        origin, path = _split(url, self.name)
+        origin, path = _split(url)
         headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
-        if origin == _split(self.name, self.name)[0]:
+        if origin == _split(self.name)[0]:
             headers |= self._headers
-        connection = self._connect(origin)
-        keep = False
+        connection, keep = self._connect(origin), False
         try:
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
             if answer.status != http.client.PARTIAL_CONTENT:
                 return answer.status, answer.headers, b""
-            self._require_range(answer.headers, offset, length)
+            expected = f"bytes {offset}-{offset + length - 1}/"
+            found = answer.headers["Content-Range"] or "none"
+            if not found.startswith(expected) or not found.removeprefix(expected).isdecimal():
+                problem = "the server answers another range"
+                raise DataError(problem, where=self.name, expected=expected, found=found)
             body = answer.read(length)
             if len(body) < length:
                 raise http.client.IncompleteRead(body, length - len(body))
@@ -218,7 +230,7 @@ class HttpRanges:
             if not keep:
                 connection.close()
         with self._lock:
-            self.moved += len(body)
+            self._moved += len(body)
             self._idle[origin].append(connection)
         return answer.status, answer.headers, body
 
@@ -226,54 +238,40 @@ class HttpRanges:
         with self._lock, contextlib.suppress(IndexError):
             return self._idle.setdefault(origin, []).pop()
         scheme, _, host = origin.partition("://")
-        with contextlib.suppress(http.client.InvalidURL):
-            if scheme in CONNECTIONS and host:
-                return CONNECTIONS[scheme](host, timeout=TIMEOUT)
-        raise DataError(
-            "not a URL that can be read",
-            where=self.name,
-            expected="http(s)://HOST[:PORT]/PATH",
-            found=origin,
-        )
+        if scheme not in CONNECTIONS or not host:
+            raise http.client.InvalidURL(origin)
+        return CONNECTIONS[scheme](host, timeout=TIMEOUT)
 
-    def _require_range(self, headers: HTTPMessage, offset: int, length: int) -> None:
-        expected = f"bytes {offset}-{offset + length - 1}/"
-        found = headers["Content-Range"] or "no Content-Range"
-        if not found.startswith(expected) or not found.removeprefix(expected).isdecimal():
-            raise DataError(
-                "the server answers another range", where=self.name, expected=expected, found=found
-            )
-
-    def _judge(self, status: int, headers: HTTPMessage, body: bytes) -> int:
-        """The size of the file, from an answer that is none of a redirect."""
+    def _size(self, status: int, headers: HTTPMessage) -> int:
+        """The size of the file, from an answer that is no redirect."""
         if status == http.client.PARTIAL_CONTENT:
             return int(headers["Content-Range"].rpartition("/")[2])
-        if (status == 416 and headers["Content-Range"] == "bytes */0") or (
-            status == 200 and headers["Content-Length"] == "0"
-        ):
+        if (status, headers["Content-Range"]) == (416, "bytes */0"):
             return 0  # an empty file has no first byte
+        if (status, headers["Content-Length"]) == (200, "0"):
+            return 0
         if status in BUSY:
             raise http.client.HTTPException(f"{status} {http.client.responses.get(status, '')}")
-        problem, fix = ANSWERS.get(status, (f"the server answers {status}", None))
+        problem, fix = ANSWERS.get(status, ("the server does not send it", None))
         raise DataError(problem, where=self.name, found=f"{status} for a range", fix=fix)
 
 
-class Joined:
+class Joined(Ranges):
     """Several ranges as one, each beginning where the one in front of it ends."""
 
     def __init__(self, parts: Sequence[Ranges], name: str) -> None:
+        super().__init__()
         self.name = name
         self._parts = parts
         self._ends = list(itertools.accumulate(part.size for part in parts))
-        self.size = self._ends[-1] if parts else 0
+        self.size = sum(part.size for part in parts)
         self.lanes = max((part.lanes for part in parts), default=1)
 
     @property
     def moved(self) -> int:
         return sum(part.moved for part in self._parts)
 
-    def read(self, offset: int, length: int) -> bytes:
-        _require_inside(self, offset, length)
+    def _read(self, offset: int, length: int) -> bytes:
         read = []
         place = bisect.bisect_right(self._ends, offset)
         while length:
@@ -325,33 +323,11 @@ def read_all(ranges: Ranges, spans: Sequence[tuple[int, int]]) -> list[bytes]:
     return answers
 
 
-def _require_inside(ranges: Ranges, offset: int, length: int) -> None:
-    if offset < 0 or length < 0 or offset + length > ranges.size:
-        raise DataError(
-            "ends before what is asked of it",
-            where=ranges.name,
-            expected=f"bytes {offset} to {offset + length}",
-            found=f"{ranges.size} bytes",
-            fix="fetch the file anew",
-        )
-
-
-def _joined(url: str, location: str, name: str) -> str:
-    """Where a redirect leads."""
-    try:
-        return urllib.parse.urljoin(url, location)
-    except ValueError as error:
-        raise DataError(f"redirects to no URL ({error})", where=name, found=location) from error
-
-
-def _split(url: str, name: str) -> tuple[str, str]:
+def _split(url: str) -> tuple[str, str]:
     """Scheme and host of a URL, and what is asked there; what a line cannot hold is escaped."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise DataError(f"not a URL ({error})", where=name) from error
-    path = urllib.parse.quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-    query = urllib.parse.quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+    parts = urllib.parse.urlsplit(url)
+    path = urllib.parse.quote(parts.path or "/", safe=SAFE)
+    query = urllib.parse.quote(parts.query, safe=SAFE + "?")
     return f"{parts.scheme}://{parts.netloc}", f"{path}?{query}" if query else path
 
 
