@@ -185,6 +185,8 @@ def read_neox_yaml(path: Path, *, repair: bool = False) -> NeoxFile:
     except yaml.MarkedYAMLError as error:
         text, fault = _comma_added(text, error, path)
         values, repairs = _parsed(text), [_allowed(fault, "add the comma", path, repair)]
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
     except BROKEN as error:
         raise _not_yaml(error, path) from error
     values = _one_spelling(values, path)
@@ -275,15 +277,19 @@ def _check_fixed(values: Mapping[str, Any], path: Path) -> None:
 
 
 def _swap_in(values: Mapping[str, Any]) -> str | None:
-    """How the numbers of layers and heads are swapped: only so can heads divide the width."""
+    """How the numbers of layers and heads are swapped, if they are.
+
+    The heads must divide the width, and the attention of the layers is counted a second time.
+    """
     names = ("num_layers", "num_attention_heads", "hidden_size")
     numbers = [value for name in names if isinstance(value := values.get(name), int) and value > 0]
     if len(numbers) < len(names):
         return None
     layers, heads, width = numbers
-    if width % heads == 0 or width % layers:
+    counted = values.get("attention_config") == [[["flash"], heads]]
+    if width % heads == 0 or width % layers or not counted:
         return None
     return (
-        f"num_layers {layers} and num_attention_heads {heads} are swapped, "
-        f"as {heads} heads cannot divide hidden_size {width}"
+        f"num_layers {layers} and num_attention_heads {heads} are swapped, as {heads} heads cannot "
+        f"divide hidden_size {width}, and attention_config counts {heads} layers"
     )
