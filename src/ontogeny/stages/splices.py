@@ -74,24 +74,28 @@ class Selection(SpliceSettings):
     documents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
-    def chosen(self, ground: Ground) -> np.ndarray:
+    def named(self, store: DocumentStore) -> np.ndarray:
+        """Whether each document is named: bool [documents]. Raises ConfigError for unknown ones."""
+        named = np.isin(store.sources, _sources_called(store, self.sources))
+        named[_documents_called(store, self.documents)] = True
+        return named
+
+    def there(self, ground: Ground) -> np.ndarray:
         """Numbers of the documents in the stretch that are named, or of all, ascending.
 
-        Raises ConfigError for unknown names, and when none is there.
+        Raises ConfigError when there is none.
         """
-        store, occurring = ground.store, documents_in(ground.stretch)
+        there = documents_in(ground.stretch)
         if self.documents or self.sources:
-            named = np.isin(store.sources, _sources_called(store, self.sources))
-            named[_documents_called(store, self.documents)] = True
-            occurring &= named
-        if not occurring.any():
+            there &= self.named(ground.store)
+        if not there.any():
             raise ConfigError(
                 "none of the documents is in the windows to be spliced",
                 where="splice",
                 expected=f"one at places {ground.stretch.first} to {ground.stretch.last - 1}",
                 fix="other documents, an earlier --at, or a later until",
             )
-        return np.flatnonzero(occurring)
+        return np.flatnonzero(there)
 
 
 class Named(Selection):
@@ -133,7 +137,7 @@ class Replace(Selection):
             else substitute_pattern(self.pattern, self.replacement)
         )
         store, vocabulary, counts = ground.store, ground.vocabulary, {"documents": 0, "matches": 0}
-        edited = rewritten(store, self.chosen(ground), vocabulary, substitute, counts)
+        edited = rewritten(store, self.there(ground), vocabulary, substitute, counts)
         change = Edited(ground.stretch, write_edit(store, edited, ground.scratch), vocabulary.eod)
         return Splice(change, counts=(counts, change.counts))
 
@@ -143,7 +147,7 @@ class Drop(Named):
 
     def splice(self, ground: Ground) -> Splice:
         """Empty the documents."""
-        documents = self.chosen(ground)
+        documents = self.there(ground)
         edit = write_edit(ground.store, emptied(ground.store, documents), ground.scratch)
         change = Edited(ground.stretch, edit, ground.vocabulary.eod)
         return Splice(change, counts=({"documents": len(documents)}, change.counts))
@@ -174,7 +178,7 @@ class Repeat(Named, Drawn):
     def splice(self, ground: Ground) -> Splice:
         """Put every piece of the documents into windows."""
         store, stretch = ground.store, ground.stretch
-        documents = self.chosen(ground)
+        documents = np.flatnonzero(self.named(store))
         which, offsets, lengths = pieces_of(store.sizes[documents], stretch.parent.context_length)
 
         def piece(part: int) -> np.ndarray:
