@@ -56,20 +56,27 @@ class Site:
             process.kill()
             process.join()
 
-    def kill(self, aim: str, moments: random.Random, seconds: float) -> str:
+    def kill(self, aim: str, moments: random.Random) -> str:
         """Train in another process and kill it; what it was doing then.
 
-        It dies within `seconds` of its start, or while it writes (or removes) a checkpoint or a
-        state, whichever `aim` says.
+        It dies at a random update or before the first, or while it writes (or removes) a
+        checkpoint or a state, whichever `aim` says.
         """
         with self.training() as process:
             if aim in PLACES:
                 self._catch(process, self.folder / PLACES[aim], moments)
             else:
-                process.join(moments.uniform(0, seconds))
+                self._await(process, moments.randrange(-1, self.settings.num_updates))
+                process.join(moments.uniform(0, 0.01))
             if not process.is_alive():
                 return "finished"
         return self._left()
+
+    def _await(self, process: BaseProcess, update: int) -> None:
+        """Wait until the line of an update is in the metrics; of update -1, for nothing."""
+        path, num_lines = self.folder / METRICS, 0
+        while process.is_alive() and num_lines <= update:
+            num_lines = path.read_bytes().count(b"\n") if path.exists() else 0
 
     def _catch(self, process: BaseProcess, place: Path, moments: random.Random) -> None:
         """Halt the process while something is half written in `place`."""

@@ -38,7 +38,7 @@ def test_kill_9_at_any_moment_leaves_no_trace(
     ground: Ground, undisturbed: Run, tmp_path: Path
 ) -> None:
     site, moments = Site(ground, tmp_path / "run", SETTINGS), random.Random(0)
-    deaths = [site.kill(aim, moments, 0.5) for aim in ("state", "checkpoint", "any", "state")]
+    deaths = [site.kill(aim, moments) for aim in ("state", "checkpoint", "any", "state")]
     assert "writing a checkpoint" in deaths
     assert {"writing a state", "freeing a state"} & set(deaths)
     step = moments.randint(1, 24)

@@ -30,6 +30,7 @@ from ontogeny.errors import CheckpointError, ConfigError, OrderError
 from ontogeny.model import hf
 from ontogeny.order.batches import Batches
 from ontogeny.results import UpdateMetrics, parse_metrics
+from ontogeny.stages.materials import open_materials
 from ontogeny.stages.plan import MemberPlan
 from ontogeny.suite import METRICS, Member, RunSettings, SizeSettings
 from ontogeny.training.loop import train
@@ -180,19 +181,21 @@ def test_a_run_is_replayed_while_it_trains(
     assert is_true(replay(begun, ground.batches(4), 23), truth, 23)
 
 
-def test_a_run_that_begins_later_is_replayed_from_there(
-    copy: Run, ground: Ground, truth: dict[int, State]
+def test_a_branch_is_replayed_from_where_it_begins(
+    say: Type, run: Run, truth: dict[int, State], tmp_path: Path
 ) -> None:
-    for step in (0, 1, 2, 4):
-        shutil.rmtree(step_folder(copy.path, step))
-    drop_states(copy.path, frozenset({8}))
-    later = Batches(ground.batches(4).order, 4, first_update=8, first_place=8 * 4)
-    assert is_true(replay(copy, later, 10), truth, 10)
-    with pytest.raises(ConfigError, match="no step 7; expected a step from 8 to 24"):
-        replay(copy, later, 7)
-    drop_states(copy.path, frozenset())
-    with pytest.raises(CheckpointError, match="no full state to come to step 10 from"):
-        replay(copy, later, 10)
+    folder = tmp_path / "branch"
+    assert say("branch", run.path, "--at", 10, "--splice", "identity", "--out", folder).code == 0
+    branch = open_materials(folder)
+    found = replay(branch.run, branch.batches, 15)
+    assert is_true(found, truth, 15)
+    assert (found.start, [one.step for one in found.passed]) == (10, [10, 12])
+    assert is_true(replay(branch.run, branch.batches, 23, start=10), truth, 23)
+    with pytest.raises(ConfigError, match="no step 9; expected a step from 10 to 24"):
+        replay(branch.run, branch.batches, 9)
+    drop_states(folder, frozenset())
+    with pytest.raises(CheckpointError, match="the state of step 10, which the branch begins from"):
+        replay(branch.run, branch.batches, 15)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +316,7 @@ def test_the_checkpoint_written_is_the_runs_own(say: Type, run: Run, tmp_path: P
     assert {f"{tmp_path / 'c'},", own.digest, f"{tmp_path / 's'},"} <= set(words)
     assert ["step12", own.digest[:8], "equal"] == words[words.index("step12") :][:3]
     assert "4 updates from the full state of step 8" in said.out
-    assert "4 of their losses are on record: equal" in said.out
+    assert "the losses of 4 are on record: equal" in said.out
 
 
 def test_an_unsaved_step_is_written_and_gone_on_from(
@@ -366,6 +369,8 @@ def test_the_command_refuses_in_one_line(say: Type, run: Run, tmp_path: Path) ->
     words = ("replay", run.path, "--step")
     assert refused(say(*words, 3, "--out", tmp_path), "already exists", "another folder")
     assert refused(say(*words, 3, "--state", tmp_path), "already exists", "another folder")
+    inside = step_folder(run.path, 3)
+    assert refused(say(*words, 3, "--out", inside), str(inside), "writes nothing into the run")
     assert refused(say(*words, 30), "no step 30", "a step from 0 to 24")
     assert refused(say(*words, 3, "--from", 2), "no full state of step 2", "one of the steps 0")
     assert refused(say("replay", tmp_path, "--step", 3), "not an artifact")

@@ -38,6 +38,9 @@ def replay(
     for place in (folder, state):
         if place is not None and place.exists():
             raise DataError("already exists", where=place, fix="choose another folder")
+        if place is not None and place.resolve().is_relative_to(run.resolve()):
+            raise DataError("a replay writes nothing into the run", where=place,
+                            fix="choose another folder")  # fmt: skip
     materials = open_materials(run)
     with bars() as progress:
         found = derive(
@@ -73,8 +76,8 @@ def tell(found: Replayed) -> None:
     if updates:
         losses = f"off by up to {found.loss_deviation:.2g}" if found.loss_deviation else "equal"
         out.print(
-            f"{updates / found.seconds:.1f} updates a second; "
-            f"{found.num_compared} of their losses are on record: {losses}",
+            f"{updates / found.seconds:.1f} updates a second; the losses of {found.num_compared} "
+            "are on record" + (f": {losses}" if found.num_compared else ""),
             highlight=False,
         )
     out.print(f"step {step}: weights, optimizer and rows {found.digest}", highlight=False)

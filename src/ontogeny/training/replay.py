@@ -105,7 +105,7 @@ def replay(
     last kind is measured and not raised where `tolerant`.
     """
     require_fit(run, batches)
-    first, last = batches.first_update, run.settings.num_updates
+    first, last = run.settings.first_step, run.settings.num_updates
     if not first <= step <= last:
         raise ConfigError(
             f"no step {step}", where=run.path, expected=f"a step from {first} to {last}"
@@ -236,13 +236,12 @@ def _origin(run: Run, batches: Batches, step: int, start: int | None) -> Start:
                 if state_folder(run.path, kept).exists():
                     raise
                 # freed in the meantime by the process that trains the run
-    if batches.first_update == 0 and not start:
+    if not start:
         return run.initial(batches.start)
-    wanted = "full state" if start is None else f"full state of step {start}"
     raise CheckpointError(
-        f"no {wanted} to come to step {step} from",
+        f"no full state of step {start} to come to step {step} from",
         where=run.path,
-        expected=f"one of the steps {', '.join(map(str, states))}" if states else "one",
+        expected=f"one of the steps {', '.join(map(str, states))}" if states else "--from 0",
     )
 
 
