@@ -12,9 +12,8 @@ from typing import Any
 
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, open_artifact
-from ontogeny.checkpoints.store import tensor_digests
+from ontogeny.checkpoints.store import checked_model, tensor_digests
 from ontogeny.digest import digest_file
-from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
 
@@ -32,16 +31,5 @@ def save_model(
 
 def load_model(folder: Path) -> NeoX:
     """The model of an artifact. Raises CheckpointError for a tensor other than the recorded one."""
-    recorded = open_artifact(folder, "model").facts.get("tensors")
-    model = hf.load(folder)
-    found = tensor_digests(model)
-    if found != recorded:
-        known = recorded if isinstance(recorded, Mapping) else {}
-        name = next((name for name in found if known.get(name) != found[name]), "of a strange name")
-        raise CheckpointError(
-            f"tensor {name} is not the one recorded",
-            where=folder,
-            expected=known.get(name),
-            found=found.get(name),
-        )
-    return model
+    opened = open_artifact(folder, "model")
+    return checked_model(hf.load(folder), opened.facts["tensors"], folder)

@@ -144,7 +144,7 @@ def load_checkpoint(run: Path, step: int) -> NeoX:
     for name in opened.files.keys() - {hf.WEIGHTS}:  # those are checked tensor by tensor
         if digest_file(folder / name) != opened.files[name]["sha256"]:
             raise CheckpointError("is not the file recorded", where=folder / name)
-    return _checked(hf.load(folder), opened.facts["tensors"], folder)
+    return checked_model(hf.load(folder), opened.facts["tensors"], folder)
 
 
 def load_state(
@@ -207,7 +207,8 @@ def digest_tensor(tensor: Tensor) -> str:
     return digest_bytes(flat.view(torch.uint8).numpy().data)
 
 
-def _checked(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX:
+def checked_model(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX:
+    """The model, if its tensors are those recorded. Raises CheckpointError naming another one."""
     for name, found in tensor_digests(model).items():
         if recorded.get(name) != found:
             raise CheckpointError(
