@@ -73,7 +73,8 @@ def recorded_tensors(artifact: Artifact) -> dict[str, dict[str, Any]]:
     """Dtype, shape and digest that a manifest records of each tensor; none where it does not."""
     tensors = artifact.facts.get("tensors", {})
     entries = tensors.values() if isinstance(tensors, dict) else [None]
-    if not all(isinstance(entry, dict) and _is_record(entry) for entry in entries):
+    is_bare = artifact.kind == "checkpoint" and not tensors
+    if is_bare or not all(isinstance(entry, dict) and _is_record(entry) for entry in entries):
         raise CheckpointError("the tensors it records have no digests", where=artifact.path)
     return tensors
 
