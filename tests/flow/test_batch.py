@@ -17,14 +17,14 @@ from ontogeny.errors import DataError, OrderError
 from ontogeny.order.plan import Order
 from ontogeny.order.rows import Rows
 from ontogeny.order.shuffle import neox_indices
-from ontogeny.order.spans import Spans, byte_lengths
+from ontogeny.order.spans import Spans
 from ontogeny.order.splice import Part, Spliced
 from ontogeny.stages import sources
 from ontogeny.stages.sources import open_source
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import Store, open_store
-from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, train_vocabulary
+from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, byte_lengths, train_vocabulary
 from ontogeny.tokens.writer import StoreWriter
 from served import PER_UPDATE, WIDTH, fake_preshuffled, serving
 from spoken import Type
@@ -97,6 +97,7 @@ def test_bytes_of_spans_tile_the_text(tmp_path: Path, eod: Any, context: int) ->
             assert span.document is not None
             assert span.bytes is not None
             text = TEXTS[span.document].encode()[slice(*span.bytes)]
+            assert len(text) == span.bytes[1] - span.bytes[0]  # the end of a document is none
             ids = row[span.column : span.column + span.length]
             words = vocabulary.decode(ids[ids != vocabulary.eod].tolist())
             assert text.decode(errors="replace") == words
@@ -111,6 +112,36 @@ def test_bytes_of_long_beginnings_are_counted_in_blocks(
 ) -> None:
     monkeypatch.setattr("ontogeny.order.spans.BLOCK", 3)
     test_bytes_of_spans_tile_the_text(tmp_path, "end", 5)
+
+
+def test_spans_of_an_original_pair(tmp_path: Path) -> None:
+    """Its documents have numbers, no names; empty ones have no span."""
+    sizes = np.array([0, 3, 0, 0, 2, 4, 0])
+    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
+        writer.add_documents(np.arange(9), sizes)
+    store = Store(tmp_path / "pair")
+    indices = neox_indices(sizes, num_windows=6, context_length=6, seed=2)
+    order = Order(store, indices, 6, "")
+    spans = Spans(order, None)
+    for place in range(order.num_windows):
+        row, read = order.row(place), []
+        for span in spans(place, row)[0]:
+            assert span.document in (1, 4, 5)
+            assert span.offset is not None
+            assert (span.id, span.source, span.bytes) == (None, None, None)
+            read += store.tokens(span.document, span.offset, span.length).tolist()
+        assert read == row.tolist()
+
+
+def test_an_order_built_in_memory_asks_for_more_as_the_original_does(tmp_path: Path) -> None:
+    """1.005 times the windows of training: here one pass holds those, but not so many."""
+    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
+        writer.add_documents(np.ones(1001, int), np.full(7, 143))
+    for updates, num_windows in ((99, 100), (100, 200)):
+        source = open_source(
+            tmp_path / "pair", rows_per_update=1, context_length=10, seed=1, updates=updates
+        )
+        assert source.batches.order.num_windows == num_windows
 
 
 def test_no_bytes_without_a_byte_level_vocabulary() -> None:
@@ -273,6 +304,17 @@ def test_one_update_of_600_gb(far: Path, tmp_path: Path, say: Type) -> None:
     assert said.err == f"{moved:,} bytes moved\n"
     assert shown.code == 0
     assert "update 100000: step100000 -> step100001, 1024 rows of 2049 tokens" in shown.out
+
+
+def test_a_file_of_a_hub(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = far / "datasets/me/set/resolve/v1"
+    folder.mkdir(parents=True)
+    rows = np.arange(1, 21).reshape(4, 5)
+    write_rows(folder / "document", rows)
+    with serving(far) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        source = open_source("hf://datasets/me/set@v1/document", rows_per_update=2)
+        assert (source.batches(1) == rows[2:]).all()
 
 
 def test_holes_of_a_remote_file_are_named(far: Path, say: Type) -> None:

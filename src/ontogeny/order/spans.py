@@ -9,18 +9,16 @@ Not here: which windows hold a given text (`lookup.py`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import pre_tokenizers
 
 from ontogeny.order.plan import Order
 from ontogeny.order.splice import Spliced
 from ontogeny.order.windows import Windows
 from ontogeny.tokens.store import DocumentStore, Store
-from ontogeny.tokens.vocabulary import END_OF_DOCUMENT, Vocabulary
+from ontogeny.tokens.vocabulary import END_OF_DOCUMENT, Vocabulary, byte_lengths
 
 BLOCK = 1 << 20  # tokens of a document whose bytes are counted together
 
@@ -109,18 +107,3 @@ def _named(store: Store, item: int) -> tuple[str | None, str | None]:
     if not isinstance(store, DocumentStore):
         return None, None
     return store.document_id(item), store.source_names[int(store.sources[item])]
-
-
-def byte_lengths(vocabulary: Vocabulary) -> np.ndarray | None:
-    """How many bytes of text every id stands for; one more entry, of 0, for ids of no text.
-
-    None where the vocabulary is not byte-level, so that tokens have no bytes of their own.
-    """
-    if (json.loads(vocabulary.definition).get("decoder") or {}).get("type") != "ByteLevel":
-        return None
-    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
-    lengths = np.zeros(vocabulary.size + 1, np.int64)
-    for token, number in vocabulary.tokenizer.get_vocab(with_added_tokens=True).items():
-        # As the decoder has it: what is not spelled in bytes stands for itself.
-        lengths[number] = len(token if alphabet.issuperset(token) else token.encode())
-    return lengths

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
@@ -94,6 +95,21 @@ def load_vocabulary(path: Path) -> Vocabulary:
         ) from error
     except UnicodeDecodeError as error:
         raise _not_a_tokenizer(path, "not UTF-8 text") from error
+
+
+def byte_lengths(vocabulary: Vocabulary) -> np.ndarray | None:
+    """How many bytes of text every id stands for; one more entry, of 0, for ids of no text.
+
+    None where the vocabulary is not byte-level, so that tokens have no bytes of their own.
+    """
+    if (json.loads(vocabulary.definition).get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet())
+    lengths = np.zeros(vocabulary.size + 1, np.int64)
+    for token, number in vocabulary.tokenizer.get_vocab(with_added_tokens=True).items():
+        # As the decoder has it: what is not spelled in bytes stands for itself.
+        lengths[number] = len(token if alphabet.issuperset(token) else token.encode())
+    return lengths
 
 
 def train_vocabulary(texts: Iterator[str], size: int) -> Vocabulary:
