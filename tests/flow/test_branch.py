@@ -104,14 +104,17 @@ def test_a_branch_of_a_pruned_run_is_derived_from_its_beginning(
     run = branch(pruned.path, 3, "identity", tmp_path / "branch")
     assert told(run.path) == told(parent)
     drop_states(run.path, frozenset())
-    with pytest.raises(CheckpointError, match="no full state to come to step 5 from"):
+    with pytest.raises(CheckpointError, match="the state of step 3, which the branch begins from"):
         replay(run, open_materials(run.path).batches, 5)
+    again = branch(pruned.path, 3, "identity", tmp_path / "branch")
+    assert told(again.path) == told(parent)
+    assert replay(again, open_materials(run.path).batches, 5).num_compared == 2
 
 
 SPLICES = {
     "replace": 'words = {{ stone = "apple", river = "a" }}',
     "drop": 'sources = ["odd"]',
-    "repeat": 'documents = ["d1"]\ntimes = 2',
+    "repeat": 'documents = ["d1"]',
     "insert": 'texts = ["a canary sings"]\ntimes = 6',
     "seed": "seed = 5",
     "store": 'store = "{held_out}"',
@@ -291,7 +294,7 @@ BAD = {
     "two lengths": (2, RECIPE + "num_updates = 4\ntokens = 640", "either tokens or num_updates"),
     "recipe key": (2, RECIPE + "learn_rate = 1.0", "did you mean 'learning_rate'?"),
     "unknown kind": (2, 'kind = "replce"', "no splice is called 'replce'; expected one of"),
-    "no kind": (2, "seed = 3", "missing key 'kind'"),
+    "no kind": (2, "seed = 3", "no splice is called 'without a kind'"),
     "unknown key": (2, SEED + "untl = 3", "unknown key 'untl'; expected one of seed, until"),
     "until": (5, SEED + "until = 5", "splice.until: no update 5 to end the splice at"),
     "document": (2, DROP + 'documents = ["d99"]', "no document 'd99'; try: did you mean 'd9'?"),
@@ -299,7 +302,11 @@ BAD = {
     "no documents": (2, DROP, "name documents or sources"),
     "absent": (23, DROP + 'documents = ["d{absent}"]', "none of the documents is in the windows"),
     "no words": (2, REPLACE, "either words or a pattern"),
-    "words twice": (2, REPLACE + 'words = { He = "x", he = "y" }', "words must be different ones"),
+    "words twice": (
+        2,
+        REPLACE + 'words = { He = "x", he = "y" }',
+        "differ by more than their case",
+    ),
     "pattern": (2, REPLACE + 'pattern = "("', "not a regular expression"),
     "no match": (2, REPLACE + 'pattern = "zebra"', "the splice changes no window"),
     "long text": (2, INSERT + f'texts = ["{"river " * 20}"]', "does not fit a window"),
@@ -338,7 +345,7 @@ def test_a_name_that_is_no_splice_is_told_from_a_file(
     parent: Path, tmp_path: Path, say: Type
 ) -> None:
     words = ("branch", parent, "--at", 3, "--out", tmp_path / "branch", "--splice")
-    assert "neither a file nor a splice" in say(*words, "idntity").err
+    assert "no splice is called 'idntity'" in say(*words, "idntity").err
     assert "did you mean 'identity'?" in say(*words, "idntity").err
     assert "missing key 'seed'" in say(*words, "seed").err
     assert "no such file" in say(*words, tmp_path / "absent.toml").err

@@ -7,10 +7,12 @@ T = context length. Not here: where other tokens come from (`ontogeny.tokens.rew
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
 from ontogeny.errors import ConfigError
+from ontogeny.order.plan import Pieces
 from ontogeny.order.shuffle import named_stream
 from ontogeny.order.splice import Stretch
 from ontogeny.tokens.rewrite import Edit
@@ -19,40 +21,36 @@ from ontogeny.tokens.rewrite import Edit
 class Edited:
     """Windows of a stretch in which documents have other tokens; short ones end in `padding`."""
 
-    def __init__(self, stretch: Stretch, edit: Edit, padding: int) -> None:
+    def __init__(self, stretch: Stretch, edit: Edit, padding: int, counts: dict[str, int]) -> None:
         self._order, at = stretch.order
         self._shift = at - stretch.first
-        self._edit, self._padding = edit, padding
-        self.counts = dict.fromkeys(
-            ("windows_cut", "tokens_cut", "windows_padded", "tokens_padded"), 0
-        )
+        self._edit, self._padding, self._counts = edit, padding, counts
+        for name in ("cut", "padded"):
+            counts |= {f"windows_{name}": 0, f"tokens_{name}": 0}
 
     def __call__(self, first: int, rows: np.ndarray) -> np.ndarray:
         """The rows with every piece of an edited document exchanged."""
         pieces = self._order.pieces(first + self._shift, len(rows))
         items = self._edit.items(pieces.documents)
-        bounds = np.append(pieces.firsts, len(items))
-        is_edited = (items >= 0) & (pieces.lengths > 0)
-        touched = np.searchsorted(pieces.firsts, np.flatnonzero(is_edited), side="right") - 1
-        for row in np.unique(touched).tolist():
-            parts = []
-            for piece in range(bounds[row], bounds[row + 1]):
-                document, item = int(pieces.documents[piece]), int(items[piece])
-                offset, length = int(pieces.offsets[piece]), int(pieces.lengths[piece])
-                if item < 0:
-                    parts.append(self._order.store.tokens(document, offset, length))
-                    continue
-                base = self._edit.bases[item] + offset
-                begin, end = self._edit.cuts[base], self._edit.cuts[base + length]
-                parts.append(self._edit.store.tokens(item, int(begin), int(end - begin)))
-            rows[row] = self._fitted(np.concatenate(parts), rows.shape[1])
+        bounds = [*pieces.firsts.tolist(), len(items)]
+        for row, (begin, end) in enumerate(pairwise(bounds)):
+            if (items[begin:end] >= 0).any():
+                exchanged = [self._piece(pieces, items, at) for at in range(begin, end)]
+                rows[row] = self._fitted(np.concatenate(exchanged), rows.shape[1])
         return rows
+
+    def _piece(self, pieces: Pieces, items: np.ndarray, at: int) -> np.ndarray:
+        document, item = int(pieces.documents[at]), int(items[at])
+        offset, length = int(pieces.offsets[at]), int(pieces.lengths[at])
+        if item < 0:
+            return self._order.store.tokens(document, offset, length)
+        return self._edit.piece(item, offset, length)
 
     def _fitted(self, tokens: np.ndarray, length: int) -> np.ndarray:
         excess = len(tokens) - length
-        what = "cut" if excess > 0 else "padded"
-        self.counts[f"windows_{what}"] += excess != 0
-        self.counts[f"tokens_{what}"] += abs(excess)
+        name = "cut" if excess > 0 else "padded"
+        self._counts[f"windows_{name}"] += excess != 0
+        self._counts[f"tokens_{name}"] += abs(excess)
         fitted = np.full(length, self._padding, np.int64)
         fitted[: len(tokens)] = tokens[:length]
         return fitted
@@ -74,6 +72,7 @@ class Inserted:
         *,
         end: int,
         seed: int,
+        counts: dict[str, int],
     ) -> None:
         if num_pieces > stretch.count:
             raise ConfigError(
@@ -87,8 +86,8 @@ class Inserted:
         places = stretch.first + self._stream.permutation(stretch.count)[:num_pieces]
         self._numbers = np.argsort(places)  # of the pieces, as their places ascend
         self._places = places[self._numbers]
-        self._piece, self._end = piece, end
-        self.counts = {"pieces": num_pieces, "tokens_cut": 0}
+        self._piece, self._end, self._counts = piece, end, counts
+        counts |= {"pieces": num_pieces, "tokens_cut": 0}
 
     def __call__(self, first: int, rows: np.ndarray) -> np.ndarray:
         """The rows with what goes into them. To be called for ascending places."""
@@ -99,7 +98,7 @@ class Inserted:
             joins = joins[joins + len(piece) <= len(row)]
             at = int(joins[self._stream.randint(len(joins))]) if len(joins) else 0
             row[:] = np.concatenate([row[:at], piece, row[at:]])[: len(row)]
-            self.counts["tokens_cut"] += len(piece)
+            self._counts["tokens_cut"] += len(piece)
         return rows
 
 

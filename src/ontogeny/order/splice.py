@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,12 @@ Change = Callable[[int, np.ndarray], np.ndarray]
 class Splice:
     """What happens in a stretch: its rows `change`, or come in another `sequence`.
 
-    `counts` is what is counted on the way, for the summary.
+    `counts` is filled on the way, for the summary.
     """
 
     change: Change | None = None
     sequence: np.ndarray | None = None
-    counts: tuple[Mapping[str, int], ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_splice(
@@ -189,9 +189,8 @@ def write_splice(
                 where="splice",
                 fix="another one, or --splice identity if that is what you want",
             )
-        for counts in splice.counts:
-            summary |= counts
-        draft.facts |= {"first": stretch.first, "last": stretch.last, "summary": summary}
+        draft.facts |= {"first": stretch.first, "last": stretch.last}
+        draft.facts["summary"] = summary | dict(splice.counts)
     return draft.artifact
 
 

@@ -96,7 +96,7 @@ def begin_branch(branch: Branch, folder: Path) -> tuple[Run, Batches]:
 
 
 def _settings(parent: Run, step: int, spec: Spec) -> RunSettings:
-    theirs, recipe = parent.settings, spec.recipe
+    theirs, recipe = parent.settings, spec.file.recipe
     if not theirs.first_step <= step <= theirs.num_updates:
         raise ConfigError(
             f"no step {step}",
@@ -122,7 +122,7 @@ def _settings(parent: Run, step: int, spec: Spec) -> RunSettings:
         training["tokens"] = before + tokens
     branch = {"parent": theirs.member, "step": step, "tokens": before, "recipe": recipe.resolved()}
     values = theirs.resolved() | {
-        "member": spec.name or f"{theirs.member}-at{step}-{spec.kind}",
+        "member": spec.file.name or f"{theirs.member}-at{step}-{spec.kind}",
         "training": training,
         "branch": branch,
     }
@@ -141,10 +141,11 @@ def _checkpoint_before(run: Run, step: int) -> Artifact:
 
 def _copy_metrics(parent: Run, run: Run, step: int) -> None:
     """Begin a branch's metrics with its parent's, up to the step it leaves at."""
+    if len(whole_lines(run.path / METRICS)) >= step:
+        return
     source = parent.path / METRICS
     with source.open("rb") as file:
-        lines = file.read(whole_lines(source)[step - 1]) if step else b""
-    (run.path / METRICS).write_bytes(lines)
+        (run.path / METRICS).write_bytes(file.read(whole_lines(source)[step - 1]))
 
 
 def _state(parent: Materials, step: int) -> Start:

@@ -7,10 +7,10 @@ goes through them (`branch.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ from ontogeny.stages.materials import Materials
 from ontogeny.steps import RecipeChanges
 from ontogeny.suite import OrderSettings
 from ontogeny.tokens.rewrite import (
+    EditedDocument,
     emptied,
     rewritten,
     substitute_pattern,
@@ -53,6 +54,12 @@ class Ground:
         assert isinstance(order.store, DocumentStore)
         return order.store
 
+    def edited(self, documents: Iterable[EditedDocument], counts: dict[str, int]) -> Splice:
+        """Documents of the stretch with other tokens, in their windows."""
+        edit = write_edit(self.store, documents, self.scratch)
+        change = Edited(self.stretch, edit, self.vocabulary.eod, counts)
+        return Splice(change, counts=counts)
+
 
 class SpliceSettings(Settings):
     """What every splice may state: the update from which on the windows are the parent's again."""
@@ -60,24 +67,30 @@ class SpliceSettings(Settings):
     until: int | None = Field(default=None, ge=1)
 
     def splice(self, ground: Ground) -> Splice:
-        """What happens in the stretch. Raises ConfigError for what cannot be."""
-        raise NotImplementedError
-
-
-class Identity(SpliceSettings):
-    """Nothing is changed: the branch goes through its parent's own windows."""
+        """What happens in the stretch; nothing, unless a kind says so."""
+        return Splice()
 
 
 class Selection(SpliceSettings):
-    """Splices about some documents, by id or by source."""
+    """Splices of documents, by id or by source."""
 
     documents: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
 
     def named(self, store: DocumentStore) -> np.ndarray:
         """Whether each document is named: bool [documents]. Raises ConfigError for unknown ones."""
-        named = np.isin(store.sources, _sources_called(store, self.sources))
-        named[_documents_called(store, self.documents)] = True
+        named = np.zeros(len(store), bool)
+        for id_ in self.documents:
+            number = store.document_called(id_)
+            if number is None:
+                some = (store.document_id(one) for one in range(min(len(store), LOOKED_AT)))
+                raise ConfigError(f"no document {id_!r}", where="splice", fix=nearest(id_, some))
+            named[number] = True
+        for name in self.sources:
+            if name not in store.source_names:
+                known = ", ".join(store.source_names)
+                raise ConfigError(f"no source {name!r}", where="splice", expected=f"one of {known}")
+            named |= store.sources == store.source_names.index(name)
         return named
 
     def there(self, ground: Ground) -> np.ndarray:
@@ -98,6 +111,33 @@ class Selection(SpliceSettings):
         return np.flatnonzero(there)
 
 
+class Replace(Selection):
+    """Words or matches of a pattern, in the text of all documents or of those named."""
+
+    words: dict[str, str] = Field(default_factory=dict)
+    pattern: str | None = Field(default=None, min_length=1)
+    replacement: str = ""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Replace:
+        if (self.pattern is None) == (not self.words):
+            raise ValueError("give either words or a pattern with its replacement")
+        if "" in self.words or len({word.lower() for word in self.words}) < len(self.words):
+            raise ValueError("words must not be empty, and differ by more than their case")
+        return self
+
+    def splice(self, ground: Ground) -> Splice:
+        """The documents are encoded again; their windows keep their places."""
+        if self.pattern is None:
+            substitute = substitute_words(self.words)
+        else:
+            substitute = substitute_pattern(self.pattern, self.replacement)
+        counts = {"documents": 0, "matches": 0}
+        documents = self.there(ground)
+        edited = rewritten(ground.store, documents, ground.vocabulary, substitute, counts)
+        return ground.edited(edited, counts)
+
+
 class Named(Selection):
     """Splices that need documents to be named."""
 
@@ -108,105 +148,69 @@ class Named(Selection):
         return self
 
 
-class Replace(Selection):
-    """The text of documents with words or matches of a pattern replaced, and encoded again.
-
-    Words are matched whole and all at once; the replacement follows their case unless it is to be
-    exact.
-    """
-
-    words: dict[str, str] = Field(default_factory=dict)
-    case: Literal["follow", "exact"] = "follow"
-    pattern: str | None = Field(default=None, min_length=1)
-    replacement: str = ""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Replace:
-        if (self.pattern is None) == (not self.words):
-            raise ValueError("give either words or a pattern with its replacement")
-        cased = [word.lower() if self.case == "follow" else word for word in self.words]
-        if "" in cased or len(set(cased)) < len(cased):
-            raise ValueError("words must be different ones, whatever their case, and not empty")
-        return self
-
-    def splice(self, ground: Ground) -> Splice:
-        """Rewrite the documents that match; their windows keep their places."""
-        substitute = (
-            substitute_words(self.words, follow_case=self.case == "follow")
-            if self.pattern is None
-            else substitute_pattern(self.pattern, self.replacement)
-        )
-        store, vocabulary, counts = ground.store, ground.vocabulary, {"documents": 0, "matches": 0}
-        edited = rewritten(store, self.there(ground), vocabulary, substitute, counts)
-        change = Edited(ground.stretch, write_edit(store, edited, ground.scratch), vocabulary.eod)
-        return Splice(change, counts=(counts, change.counts))
-
-
 class Drop(Named):
-    """Documents leave the windows, which end in end-of-document tokens instead."""
+    """Documents leave their windows."""
 
     def splice(self, ground: Ground) -> Splice:
-        """Empty the documents."""
+        """The documents are emptied."""
         documents = self.there(ground)
-        edit = write_edit(ground.store, emptied(ground.store, documents), ground.scratch)
-        change = Edited(ground.stretch, edit, ground.vocabulary.eod)
-        return Splice(change, counts=({"documents": len(documents)}, change.counts))
+        return ground.edited(emptied(ground.store, documents), {"documents": len(documents)})
 
 
-class Drawn(Settings):
-    """Splices that put something in drawn windows, so many times."""
+class Drawn(SpliceSettings):
+    """Splices that put pieces of tokens into drawn windows, each so many times."""
 
     times: int = Field(default=1, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     def inserted(
-        self, ground: Ground, num_pieces: int, piece: Callable[[int], np.ndarray]
-    ) -> Inserted:
-        """The change that puts each of the pieces in so many windows."""
-        return Inserted(
+        self, ground: Ground, number: int, piece: Callable[[int], np.ndarray], **counts: int
+    ) -> Splice:
+        """So many pieces, given by their number."""
+        change = Inserted(
             ground.stretch,
-            num_pieces * self.times,
-            lambda number: piece(number % num_pieces),
+            number * self.times,
+            lambda place: piece(place % number),
             end=ground.vocabulary.eod,
             seed=self.seed,
+            counts=counts,
         )
+        return Splice(change, counts=counts)
 
 
 class Repeat(Named, Drawn):
     """Documents once more, or several times, cut into pieces of at most a window."""
 
     def splice(self, ground: Ground) -> Splice:
-        """Put every piece of the documents into windows."""
-        store, stretch = ground.store, ground.stretch
+        """All pieces of all the documents, whether or not they come again anyway."""
+        store, context_length = ground.store, ground.stretch.parent.context_length
         documents = np.flatnonzero(self.named(store))
-        which, offsets, lengths = pieces_of(store.sizes[documents], stretch.parent.context_length)
+        which, offsets, lengths = pieces_of(store.sizes[documents], context_length)
 
-        def piece(part: int) -> np.ndarray:
-            return store.tokens(int(documents[which[part]]), int(offsets[part]), int(lengths[part]))
+        def piece(at: int) -> np.ndarray:
+            return store.tokens(int(documents[which[at]]), int(offsets[at]), int(lengths[at]))
 
-        change = self.inserted(ground, len(which), piece)
-        return Splice(change, counts=({"documents": len(documents)}, change.counts))
+        return self.inserted(ground, len(which), piece, documents=len(documents))
 
 
-class Insert(SpliceSettings, Drawn):
+class Insert(Drawn):
     """Texts of one's own, such as canaries, each ended like a document."""
 
     texts: tuple[str, ...] = Field(min_length=1)
 
     def splice(self, ground: Ground) -> Splice:
-        """Put every text into windows."""
+        """Every text as one piece. Raises ConfigError for those that do not fit a window."""
         vocabulary, width = ground.vocabulary, ground.stretch.parent.context_length + 1
-        texts = [np.array([*ids, vocabulary.eod]) for ids in vocabulary.encode_all(self.texts)]
-        for text, tokens in zip(self.texts, texts, strict=True):
-            if not 1 < len(tokens) <= width:
+        pieces = [np.array([*ids, vocabulary.eod]) for ids in vocabulary.encode_all(self.texts)]
+        for text, piece in zip(self.texts, pieces, strict=True):
+            if not 1 < len(piece) <= width:
                 raise ConfigError(
                     f"the text {text[:40]!r} does not fit a window",
                     where="splice.texts",
                     expected=f"1 to {width - 1} tokens",
-                    found=len(tokens) - 1,
+                    found=len(piece) - 1,
                 )
-        change = self.inserted(ground, len(texts), texts.__getitem__)
-        return Splice(change, counts=(change.counts,))
+        return self.inserted(ground, len(pieces), pieces.__getitem__)
 
 
 class Seed(SpliceSettings):
@@ -215,7 +219,7 @@ class Seed(SpliceSettings):
     seed: int = Field(ge=0, lt=2**32)
 
     def splice(self, ground: Ground) -> Splice:
-        """Draw the order of the stretch anew."""
+        """The sequence of the stretch is drawn anew."""
         order, at = ground.stretch.order
         sequence = np.array(order.indices.windows)
         named_stream(f"splice/seed/{self.seed}").shuffle(sequence[at : at + ground.stretch.count])
@@ -229,16 +233,12 @@ class OtherStore(SpliceSettings):
     seed: int = Field(default=1234, ge=0, lt=2**32)
 
     def resolved(self) -> dict[str, Any]:
-        """The settings but the path: the store is known by its digest, as an input."""
+        """The settings but the path: the store is known by its digest, through its order."""
         return {name: value for name, value in super().resolved().items() if name != "store"}
-
-    def splice(self, ground: Ground) -> Splice:
-        """Nothing more: the order is an input."""
-        return Splice()
 
 
 SPLICES: Mapping[str, type[SpliceSettings]] = {
-    "identity": Identity,
+    "identity": SpliceSettings,
     "replace": Replace,
     "drop": Drop,
     "repeat": Repeat,
@@ -252,46 +252,37 @@ class BranchFile(Settings):
     """How a branch differs, as its file states it."""
 
     name: str | None = Field(default=None, min_length=1)
-    splice: dict[str, Any]
+    splice: dict[str, Any]  # `kind`, and the settings of that kind
     recipe: RecipeChanges = RecipeChanges()
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """How a branch differs from its parent. Paths begin at `base`."""
+    """A branch file with its splice understood; paths in it begin at `base`."""
 
+    file: BranchFile
     kind: str
     settings: SpliceSettings
-    recipe: RecipeChanges
-    name: str | None
     base: Path
 
 
 def read_spec(given: str) -> Spec:
     """A branch file, or the name of a splice that needs no settings: `identity`."""
     path = Path(given)
-    if given in SPLICES:
-        file = BranchFile(splice={"kind": given})
-    elif path.exists() or path.suffix:
+    if path.suffix or path.exists():
         file = build(BranchFile, read_toml(path), path)
     else:
-        raise ConfigError(
-            "neither a file nor a splice",
-            where=given,
-            expected=f"a TOML file, or one of {', '.join(SPLICES)}",
-            fix=nearest(given, SPLICES),
-        )
-    kind = str(file.splice.get("kind"))
+        file = BranchFile(splice={"kind": given})
+    values = dict(file.splice)
+    kind = str(values.pop("kind", "without a kind"))
     if kind not in SPLICES:
         raise ConfigError(
-            f"no splice is called {kind!r}" if "kind" in file.splice else "missing key 'kind'",
-            where=f"{given}: splice",
+            f"no splice is called {kind!r}",
+            where=given,
             expected=f"one of {', '.join(SPLICES)}",
             fix=nearest(kind, SPLICES),
         )
-    values = {name: value for name, value in file.splice.items() if name != "kind"}
-    settings = build(SPLICES[kind], values, f"{given}: splice")
-    return Spec(kind, settings, file.recipe, file.name, path.parent)
+    return Spec(file, kind, build(SPLICES[kind], values, f"{given}: splice"), path.parent)
 
 
 def make_splice(spec: Spec, stretch: Stretch, parent: Materials, stem: Path) -> Artifact:
@@ -336,30 +327,3 @@ def _other_order(
     if place.exists():
         return open_artifact(place, "order")
     return build_order(store, order, recipe=recipe, num_windows=stretch.count, folder=place)
-
-
-def _documents_called(store: DocumentStore, ids: tuple[str, ...]) -> list[int]:
-    wanted = {id_.encode(): id_ for id_ in ids}
-    names, found = store.document_ids, {}
-    for number in np.flatnonzero(np.isin(names.sizes, [len(name) for name in wanted])).tolist():
-        name = names.tokens(number).tobytes()
-        if name in wanted:
-            found[name] = number
-    for name, id_ in wanted.items():
-        if name not in found:
-            known = (store.document_id(number) for number in range(min(len(store), LOOKED_AT)))
-            raise ConfigError(f"no document {id_!r}", where="splice", fix=nearest(id_, known))
-    return list(found.values())
-
-
-def _sources_called(store: DocumentStore, names: tuple[str, ...]) -> list[int]:
-    for name in names:
-        if name not in store.source_names:
-            known = ", ".join(store.source_names)
-            raise ConfigError(
-                f"no source {name!r}",
-                where="splice",
-                expected=f"one of {known}",
-                fix=nearest(name, store.source_names),
-            )
-    return [store.source_names.index(name) for name in names]

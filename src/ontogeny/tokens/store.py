@@ -229,6 +229,12 @@ class DocumentStore(Store):
     def document_id(self, document: int) -> str:
         return self.document_ids.tokens(document).tobytes().decode()
 
+    def document_called(self, id_: str) -> int | None:
+        """The number of the document of an id, None where there is none."""
+        ids, wanted = self.document_ids, id_.encode()
+        alike = np.flatnonzero(ids.sizes == len(wanted)).tolist()
+        return next((one for one in alike if ids.tokens(one).tobytes() == wanted), None)
+
     @cached_property
     def sources(self) -> np.ndarray:
         """For every document the place of its source in `source_names`, uint16."""
