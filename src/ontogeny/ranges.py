@@ -174,15 +174,15 @@ class HttpRanges(Ranges):
         for attempt in range(ATTEMPTS):
             try:
                 return self._follow(offset, length)
-            except (http.client.InvalidURL, ValueError) as error:
+            except (OSError, http.client.HTTPException) as error:
+                last = f"{type(error).__name__}: {error}"
+                time.sleep(PAUSE * 2**attempt)
+            except ValueError as error:
                 raise DataError(
                     f"not a URL that can be read ({error})",
                     where=self.name,
                     expected="http(s)://HOST[:PORT]/PATH",
                 ) from error
-            except (OSError, http.client.HTTPException) as error:
-                last = f"{type(error).__name__}: {error}"
-                time.sleep(PAUSE * 2**attempt)
         raise DataError(
             f"cannot be reached ({last})",
             where=self.name,
@@ -238,8 +238,6 @@ class HttpRanges(Ranges):
         with self._lock, contextlib.suppress(IndexError):
             return self._idle.setdefault(origin, []).pop()
         scheme, _, host = origin.partition("://")
-        if scheme not in CONNECTIONS or not host:
-            raise http.client.InvalidURL(origin)
         return CONNECTIONS[scheme](host, timeout=TIMEOUT)
 
     def _size(self, status: int, headers: HTTPMessage) -> int:
@@ -326,6 +324,8 @@ def read_all(ranges: Ranges, spans: Sequence[tuple[int, int]]) -> list[bytes]:
 def _split(url: str) -> tuple[str, str]:
     """Scheme and host of a URL, and what is asked there; what a line cannot hold is escaped."""
     parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in CONNECTIONS or not parts.hostname or parts.port == 0:
+        raise ValueError(url)
     path = urllib.parse.quote(parts.path or "/", safe=SAFE)
     query = urllib.parse.quote(parts.query, safe=SAFE + "?")
     return f"{parts.scheme}://{parts.netloc}", f"{path}?{query}" if query else path

@@ -101,7 +101,7 @@ def test_spans_that_touch_are_read_together(server: Served) -> None:
         ("to /data", "redirects without end"),
         (
             "to ftp://127.0.0.1/data",
-            r"not a URL that can be read \(ftp://127\.0\.0\.1\); expected http",
+            r"not a URL that can be read \(ftp://127\.0\.0\.1/data\); expected http",
         ),
         ("to http://[", r"not a URL that can be read \(Invalid IPv6 URL\)"),
     ],
