@@ -174,7 +174,7 @@ class RowsLookup:
 class SplicedLookup:
     """Finds strings in the windows of a branch: `sources` are the lookups of what it is made of."""
 
-    sources: list[Source]
+    sources: list[Origin]
 
     @property
     def indexes(self) -> list[Suffixes]:
@@ -203,19 +203,13 @@ class SplicedLookup:
         return joined(hits), lengths[np.concatenate(which)]
 
 
-class Stretch(Protocol):
-    """Places of a branch and what stands there, the windows of one of its sources."""
-
-    def into(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which windows of the source stand in the branch, and at which of its places."""
-
-    def out_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """At which places of the branch the source stands, and with which of its windows."""
-
-
 @dataclass(frozen=True)
 class Kept:
-    """A part of a branch, at places from `begin` on, but for the patched ones."""
+    """A part of a branch, at places from `begin` on, but for the patched ones.
+
+    `into` tells which windows of the part stand in the branch, and at which of its places;
+    `out_of` at which places of the branch the part stands, and with which of its windows.
+    """
 
     part: Part
     begin: int
@@ -236,7 +230,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Patched:
-    """The places of a branch that are patched."""
+    """The places of a branch that are patched; told as by `Kept`."""
 
     patched: np.ndarray
 
@@ -249,12 +243,12 @@ class Patched:
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A lookup of windows of which a branch has stretches; its first store is `number` there."""
 
     lookup: Lookup
     number: int
-    stretches: Sequence[Stretch]
+    stretches: Sequence[Kept | Patched]
 
     def moved(self, found: Hits) -> Iterator[tuple[Hits, np.ndarray]]:
         """What was found, at the places of the branch where it stands, and which of it that is."""
@@ -270,15 +264,15 @@ def _spliced_lookup(windows: Spliced, indexes: Indexes) -> SplicedLookup:
     begins = np.cumsum([0, *lengths]).tolist()
     kept = [Kept(*pair, windows.patched) for pair in zip(windows.parts, begins, strict=False)]
     sequences = {id(part.windows): part.windows for part in windows.parts}
-    made_of: list[tuple[Windows, list[Stretch]]] = [
+    made_of: list[tuple[Windows, Sequence[Kept | Patched]]] = [
         (sequence, [one for one in kept if id(one.part.windows) == name])
         for name, sequence in sequences.items()
     ]
     made_of.append((windows.patch, [Patched(windows.patched)]))
-    sources: list[Source] = []
+    sources: list[Origin] = []
     number = 0
     for sequence, stretches in made_of:
-        sources.append(Source(lookup_in(sequence, indexes), number, stretches))
+        sources.append(Origin(lookup_in(sequence, indexes), number, stretches))
         number += len(sources[-1].lookup.indexes)
     return SplicedLookup(sources)
 

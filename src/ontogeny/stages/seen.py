@@ -30,12 +30,12 @@ from ontogeny.tokens.ranged import open_pair
 from ontogeny.tokens.store import DocumentStore, Store, open_store
 from ontogeny.tokens.suffixes import (
     KIND,
-    SHARD_TOKENS,
     Observe,
     Suffixes,
     build_index,
     identity,
     open_index,
+    standard_shard,
 )
 from ontogeny.tokens.vocabulary import Vocabulary
 from ontogeny.training.metrics import whole_lines
@@ -227,7 +227,7 @@ def index_of(store: Store, begin: Begin, folder: Path | None = None) -> Suffixes
     elif (home.parent / MANIFEST).is_file():  # nothing is put into an artifact
         home = home.parent.with_name(f"{home.parent.name}.{home.name}")
     place = (folder or home.parent) / f"{home.name}.{KIND}"
-    path = keyed(place, KIND, {"shard_tokens": SHARD_TOKENS}, {"store": identity(store)})
+    path = keyed(place, KIND, {"shard_tokens": standard_shard(store)}, {"store": identity(store)})
     if not path.exists():
         build_index(store, path, observe=begin(path))
     return open_index(path, store)

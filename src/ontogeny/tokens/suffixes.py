@@ -27,8 +27,8 @@ from ontogeny.tokens.store import DocumentStore, Store, check_bytes
 KIND = "index"
 SUFFIXES = "suffixes.bin"
 SUFFIX = np.dtype("<u4")
-SHARD_TOKENS = 1 << 24
-BUILD_BYTES = 14  # of memory for a 16-bit token while its shard is sorted
+NUM_SHARDS = 8  # to be sorted side by side, as long as they are neither too small nor too large
+SMALL_SHARD, LARGE_SHARD = 1 << 20, 1 << 25
 BLOCK = 1 << 20
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 11, 1 << 17  # positions handed out together
 SAMPLES, SAMPLE_TOKENS = 256, 2048
@@ -72,7 +72,12 @@ class Suffixes:
         return [Range(start, stop, start, stop) for start, stop in pairs]
 
     def find(self, tokens: Sequence[int]) -> list[Range]:
-        """The suffixes that begin with `tokens`: a range for every shard that has any."""
+        """The suffixes that begin with `tokens`: a range for every shard that has any.
+
+        Raises ConfigError for no tokens.
+        """
+        if not len(tokens):
+            raise ConfigError("nothing to look for", expected="a token or more")
         return [
             found for shard in self.everything() if (found := self._narrow(shard, 0, list(tokens)))
         ]
@@ -128,16 +133,17 @@ def build_index(
     store: Store,
     folder: Path,
     *,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_tokens: int | None = None,
     num_threads: int | None = None,
     observe: Observe = lambda done, total: None,
 ) -> Artifact:
-    """Write the index of a store, of as many shards at a time as there are threads.
+    """Write the index of a store, sorting as many shards at a time as there are threads.
 
     `observe` is told how many tokens are sorted, and of how many. A thread needs memory for one
-    shard: 14 bytes a token of 16 bits, 19 a larger one. An item longer than `shard_tokens` makes a
-    larger shard. Raises DataError for too little disk space.
+    shard, about 14 bytes a token of 16 bits and 20 a larger one: at most 0.7 GB, unless an item is
+    longer than `shard_tokens`, which makes a larger shard. Raises DataError for too little disk.
     """
+    shard_tokens = standard_shard(store) if shard_tokens is None else shard_tokens
     if shard_tokens < 1:
         raise ConfigError("a shard needs a token", expected="1 or more", found=shard_tokens)
     bounds = _shard_bounds(store, shard_tokens)
@@ -158,6 +164,11 @@ def build_index(
                     observe(done, store.num_tokens)
         draft.facts |= {"num_tokens": store.num_tokens, "bounds": bounds}
     return draft.artifact
+
+
+def standard_shard(store: Store) -> int:
+    """How many tokens a shard of a store has, unless told otherwise."""
+    return min(max(-(-store.num_tokens // NUM_SHARDS), SMALL_SHARD), LARGE_SHARD)
 
 
 def open_index(path: Path, store: Store) -> Suffixes:
