@@ -130,6 +130,23 @@ def test_the_number_of_gpus_can_be_given(say: Type, yml: Path, tmp_path: Path) -
     assert "rows_per_update = 12" in (tmp_path / "run.toml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("said", "precision"),
+    [
+        ('"enabled": true, "loss_scale": 0', "auto"),
+        ('"enabled": true, "type": "bfloat16"', "bf16"),
+        ('"enabled": false', "fp32"),
+    ],
+)
+def test_precision_is_what_the_file_says_or_named(
+    say: Type, yml: Path, tmp_path: Path, said: str, precision: str
+) -> None:
+    yml.write_text(change('"gas": 7', f'"fp16": {{{said}}}'))
+    told = say("import", yml, "--out", tmp_path / "run.toml").out
+    assert f'precision = "{precision}"' in (tmp_path / "run.toml").read_text()
+    assert ("fp16 with loss scaling is not built" in told) == (precision == "auto")
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """A folder as hubs hold it."""
@@ -176,13 +193,13 @@ def test_a_folder_of_a_hub_becomes_a_model(
 def test_pickles_that_share_memory_become_whole_tensors(weights: Path, tmp_path: Path) -> None:
     tensors = load_file(weights / hf.WEIGHTS)
     name = "gpt_neox.embed_in.weight"
-    tensors[name] = torch.cat([tensors[name], tensors[name]])[:48]
-    tensors["embed_out.weight"] = tensors[name]
+    both = torch.cat([tensors[name], tensors["embed_out.weight"]])
+    tensors[name], tensors["embed_out.weight"] = both[:48], both[20:68]
     torch.save(tensors, weights / hf.PICKLED)
     (weights / hf.WEIGHTS).unlink()
     hf.save(hf.load(weights), tmp_path)
     saved = load_file(tmp_path / hf.WEIGHTS)
-    assert torch.equal(saved["embed_out.weight"], tensors[name])
+    assert all(torch.equal(saved[name], tensors[name]) for name in tensors)
     assert (tmp_path / hf.WEIGHTS).stat().st_size < 2 * sum(t.nbytes for t in saved.values())
 
 

@@ -59,13 +59,12 @@ def _is_plain(entry: tuple[object, object]) -> bool:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, copied where they are only a part of their memory or share it."""
+    """The tensors, copied where they share the memory of one before them."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        memory = tensor.untyped_storage()
-        is_alone = memory.nbytes() == tensor.nbytes and memory.data_ptr() not in seen
-        seen.add(memory.data_ptr())
-        yield name, tensor.detach() if is_alone else tensor.detach().clone()
+        memory = tensor.untyped_storage().data_ptr()
+        yield name, tensor.detach().clone() if memory in seen else tensor.detach()
+        seen.add(memory)
 
 
 def _refusal(path: Path, error: Exception) -> CheckpointError:
