@@ -142,14 +142,19 @@ def opened(place: str, folder: Path | None, **options: Any) -> Iterator[Memory]:
 @contextmanager
 def indexing() -> Iterator[Begin]:
     """Bars, on standard error, for indexes that are built."""
-    with Progress(console=err, transient=True) as progress:
+    progress = Progress(console=err, transient=True)
 
-        def begin(path: Path) -> Observe:
-            progress.console.print(f"building {path}", markup=False, highlight=False)
-            bar = progress.add_task("tokens", total=None)
-            return lambda done, total: progress.update(bar, completed=done, total=total)
+    def begin(path: Path) -> Observe:
+        err.print(f"building {path}", markup=False, highlight=False)
+        progress.start()
+        bar = progress.add_task("tokens", total=None)
+        return lambda done, total: progress.update(bar, completed=done, total=total)
 
+    try:
         yield begin
+    finally:
+        if progress.tasks:
+            progress.stop()
 
 
 def parsed(words: str) -> list[int]:
@@ -162,9 +167,10 @@ def parsed(words: str) -> list[int]:
 def tell_seen(answer: dict[str, Any]) -> None:
     """Say how often, by which updates, in which forms, and how often before every step."""
     count = answer["count"]
+    what = "pieces of it" if "document" in answer else "times"
     until = f" before step {answer['before']}" if "before" in answer else ""
     when = f"; first by update {answer['first']}, last by update {answer['last']}" * bool(count)
-    out.print(f"seen {count:,} times{until}{when}", highlight=False)
+    out.print(f"seen: {count:,} {what}{until}{when}", highlight=False)
     forms = answer.get("forms", [])
     if len(forms) > 1:
         print_table(["form", "tokens", "count"], [form_row(form) for form in forms[:SHOWN_FORMS]])

@@ -54,7 +54,9 @@ class Memory:
         opened: dict[str, Suffixes] = {}
 
         def once(store: Store) -> Suffixes:
-            return opened.setdefault(str(store.bin), index_of(store, begin, folder))
+            if str(store.bin) not in opened:
+                opened[str(store.bin)] = index_of(store, begin, folder)
+            return opened[str(store.bin)]
 
         lookup = lookup_in(source.batches.order, once)
         self.history = History(source.batches, _updates_done(source), lookup)
@@ -160,6 +162,7 @@ class Memory:
         rows.sort(key=_moment)
         updates = [row["update"] for row in rows]
         return {
+            "document": name,
             "before": self.history.num_updates if before is None else before,
             "count": len(rows),
             "first": min(updates, default=None),
@@ -221,7 +224,7 @@ def index_of(store: Store, begin: Begin, folder: Path | None = None) -> Suffixes
             where=store.bin,
             fix="fetch the .bin and the .idx, and name them",
         )
-    home = Path(store.bin).resolve().with_suffix("")
+    home = Path(store.idx).resolve().with_suffix("")
     if isinstance(store, DocumentStore):
         home = home.parent
     elif (home.parent / MANIFEST).is_file():  # nothing is put into an artifact
