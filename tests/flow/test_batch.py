@@ -255,8 +255,11 @@ def test_bad_input(run: Path, say: Type, words: list[str], message: str) -> None
 
 def test_places_that_are_nothing(ground: Ground, tmp_path: Path, say: Type) -> None:
     for place, message in (
-        (tmp_path / "nothing", "nothing.idx: no such file"),
-        (ground.home, "is no run; expected a folder with manifest.json, or the name of"),
+        (tmp_path / "nothing", "nothing: neither a run nor tokens; expected a folder with"),
+        (
+            ground.home,
+            "neither a run nor tokens; expected a folder with manifest.json, or the name",
+        ),
         (ground.store, "wrong kind of artifact; expected run; found store"),
         (ground.store / "tokens", "its items differ in size, so they are no windows"),
         ("http://127.0.0.1:9/x", "cannot be reached"),

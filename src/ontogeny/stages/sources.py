@@ -18,7 +18,7 @@ from ontogeny.order.batches import Batches
 from ontogeny.order.originals import build_neox_order, is_index_map, open_index_maps, open_rows
 from ontogeny.order.plan import Order
 from ontogeny.ranges import Place, is_remote
-from ontogeny.tokens.ranged import RangeArray, RangedStore
+from ontogeny.tokens.ranged import RangeArray, RangedStore, located
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary
 from ontogeny.tokens.writer import token_dtype
@@ -144,14 +144,8 @@ def open_source(
         given += ["--rows-per-update"] * (rows_per_update is not None)
         _require_none([*given, *["--vocabulary"] * (vocabulary is not None)], place)
         return _open_run(Path(place))
-    if not is_remote(place) and Path(place).is_dir():
-        pairs = ", ".join(sorted(str(path) for path in Path(place).glob("*.idx")))
-        raise DataError(
-            "is no run",
-            where=place,
-            expected=f"a folder with {MANIFEST}, or the name of a .bin/.idx pair",
-            fix=pairs or None,
-        )
+    if not is_remote(place) and not is_index_map(place):
+        _require_pair(Path(place))
     rows = PYTHIA_ROWS if rows_per_update is None else rows_per_update
     known = None if vocabulary is None else load_vocabulary(vocabulary)
     if context_length is not None and seed is not None and updates is not None:
@@ -176,6 +170,16 @@ def _require_none(given: list[str], place: Place) -> None:
             where=place,
             expected="a run's folder alone, an index array or rows with --rows-per-update and "
             "--vocabulary, or a .bin/.idx pair with --context-length, --seed and --updates",
+        )
+
+
+def _require_pair(path: Path) -> None:
+    if path.is_dir() or not Path(located(path)[1]).is_file():
+        raise DataError(
+            "neither a run nor tokens",
+            where=path,
+            expected=f"a folder with {MANIFEST}, or the name of a .bin/.idx pair",
+            fix=", ".join(sorted(map(str, path.glob("*.idx")))) or None,
         )
 
 
