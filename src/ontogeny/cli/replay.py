@@ -49,20 +49,25 @@ def replay(
         )  # fmt: skip
     publish(materials.run, found, folder, state)
     if found.passed:
-        print_table(["step", "recorded", "replayed"], [passed_row(one) for one in found.passed])
+        print_table(*passed_table(found.passed))
     tell(found)
     for what, place in (("checkpoint", folder), ("full state", state)):
         if place is not None:
             out.print(f"{what}: {place}, {open_artifact(place).digest}", highlight=False)
 
 
-def passed_row(passed: Passed) -> list[str]:
-    """A row about a checkpoint that was passed."""
-    found = passed.deviation
-    verdict = "equal" if found is None else (
-        f"off by {found.absolute:.2g}; {found.tensor} by {found.relative:.2g} of its norm"
-    )  # fmt: skip
-    return [f"step{passed.step}", passed.digest[:SHORT], verdict]
+def passed_table(passed: list[Passed]) -> tuple[list[str], list[list[str]]]:
+    """A row a checkpoint; how far it is off only where one is."""
+    header = ["step", "recorded", "replayed", "off by", "at most", "worst tensor", "off by"]
+    rows = []
+    for one in passed:
+        found, cells = one.deviation, ["equal", "-", "-", "-", "-"]
+        if found is not None:
+            cells = ["differs", f"{found.relative:.2g}", f"{found.absolute:.2g}",
+                     found.worst_tensor, f"{found.worst:.2g}"]  # fmt: skip
+        rows.append([f"step{one.step}", one.digest[:SHORT], *cells])
+    width = len(header) if any(one.deviation for one in passed) else 3
+    return header[:width], [row[:width] for row in rows]
 
 
 def tell(found: Replayed) -> None:
@@ -72,12 +77,14 @@ def tell(found: Replayed) -> None:
     origin = f"the full state of step {found.start}"
     if found.is_from_settings:
         origin = "the initial model (no full state of it is kept)"
+    if any(one.deviation for one in found.passed):
+        out.print("off by: norm of the difference over the norm; at most: of any one weight")
     out.print(f"{updates} updates from {origin}", highlight=False)
     if updates:
         losses = f"off by up to {found.loss_deviation:.2g}" if found.loss_deviation else "equal"
         out.print(
             f"{updates / found.seconds:.1f} updates a second; the losses of {found.num_compared} "
-            "are on record" + (f": {losses}" if found.num_compared else ""),
+            "of them are on record" + (f": {losses}" if found.num_compared else ""),
             highlight=False,
         )
     out.print(f"step {step}: weights, optimizer and rows {found.digest}", highlight=False)

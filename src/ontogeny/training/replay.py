@@ -7,10 +7,11 @@ replayed while it trains. Not here: what an update does (`update.py`), writing t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+
+import torch
 
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import (
@@ -43,13 +44,14 @@ from ontogeny.training.update import State, require_fit, resumed, take_update
 class Deviation:
     """How far weights are from those recorded.
 
-    `absolute` is the largest difference of one weight; `relative` the norm of a tensor's difference
-    over its recorded norm, for the tensor where that is largest.
+    `absolute` is the largest difference of one weight; `relative` the norm of the difference over
+    the recorded norm, of all weights; `worst` the same of `worst_tensor`, where it is largest.
     """
 
     absolute: float
     relative: float
-    tensor: str
+    worst: float
+    worst_tensor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +216,21 @@ class _Record:
 def deviation_of(model: NeoX, recorded: NeoX) -> Deviation:
     """How far a model's weights are from recorded ones of the same shape."""
     theirs = recorded.state_dict()
-    absolute, relative, worst = 0.0, -1.0, ""
-    for name, tensor in model.state_dict().items():
-        difference = tensor.detach().cpu().double() - theirs[name].detach().double()
-        absolute = max(absolute, difference.abs().max().item())
-        size, norm = difference.norm().item(), theirs[name].detach().double().norm().item()
-        share = size / norm if norm else (math.inf if size else 0.0)
-        if share > relative:
-            relative, worst = share, hf.to_file_name(name)
-    return Deviation(absolute, relative, worst)
+    names = [hf.to_file_name(name) for name in theirs]
+    differences = [
+        tensor.detach().cpu().double() - theirs[name].detach().double()
+        for name, tensor in model.state_dict().items()
+    ]
+    sizes = torch.tensor([one.norm().item() for one in differences]).double()
+    norms = torch.tensor([one.detach().double().norm().item() for one in theirs.values()]).double()
+    shares = torch.where(sizes > 0, sizes / norms, 0.0)
+    worst = int(shares.argmax())
+    return Deviation(
+        max(one.abs().max().item() for one in differences),
+        (sizes.norm() / norms.norm()).item(),
+        shares[worst].item(),
+        names[worst],
+    )
 
 
 def _origin(run: Run, batches: Batches, step: int, start: int | None) -> Start:
