@@ -23,6 +23,7 @@ from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import Store, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, byte_lengths, train_vocabulary
 from ontogeny.tokens.writer import StoreWriter
+from ontogeny.training.loop import train
 from spoken import Type
 
 TEXTS = [
@@ -202,7 +203,7 @@ def test_long_updates_are_cut_and_rows_end_at_ends_of_documents(tmp_path: Path, 
     assert "z" * 1900 in say("batch", place, "--update", 1, "--row", 9, *words).out
     (row,) = objects(say("batch", place, "--update", 1, "--row", 9, "--json", *words).out)
     assert [(span["column"], span["length"]) for span in row["spans"]] == [
-        (0, 8), (8, 1), (9, 1991),
+        (0, 9), (9, 1991),
     ]  # fmt: skip
     without = say("batch", place, "--update", 1, "--rows-per-update", 20).out
     assert f"{letter} {letter} {letter}" in without
@@ -253,7 +254,10 @@ def test_bad_input(run: Path, say: Type, words: list[str], message: str) -> None
     assert pytest.raises(AssertionError, match=message).matches(AssertionError(said.err))
 
 
-def test_places_that_are_nothing(ground: Ground, tmp_path: Path, say: Type) -> None:
+def test_places_that_are_nothing(
+    ground: Ground, tmp_path: Path, say: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ontogeny.ranges.PAUSE", 0.001)
     for place, message in (
         (tmp_path / "nothing", "nothing: neither a run nor tokens; expected a folder with"),
         (
@@ -267,3 +271,27 @@ def test_places_that_are_nothing(ground: Ground, tmp_path: Path, say: Type) -> N
         said = say("batch", place, "--update", 0)
         assert (said.code, said.out) == (2, "")
         assert message in said.err
+
+
+@pytest.mark.slow
+def test_a_branch_shows_what_it_changed(ground: Ground, tmp_path: Path, say: Type) -> None:
+    parent = begin(ground, tmp_path / "run", settings())
+    train(parent, ground.batches(4))
+    run, spec, folder = parent.path, tmp_path / "spec.toml", tmp_path / "branch"
+    spec.write_text('[splice]\nkind = "drop"\nsources = ["odd"]\n')
+    made = say("branch", run, "--at", 8, "--splice", spec, "--out", folder, "--no-train")
+    assert made.code == 0, made.err
+    asked = ("--update", "8:24", "--json", "--tokens")
+    before, after = (
+        objects(say("batch", run, *asked).out),
+        objects(say("batch", folder, *asked).out),
+    )
+    for old, new in zip(before, after, strict=True):
+        odd = any(span["source"] == "odd" for span in old["spans"])
+        assert new["patched"] == (new["tokens"] != old["tokens"]) == odd
+        assert odd or new == old
+    first = next(row for row in after if row["patched"])
+    shown = say("batch", folder, "--update", first["update"], "--row", first["row"]).out
+    assert f"row {first['row']}, replaced by a splice" in shown
+    early = say("batch", folder, "--update", 7)
+    assert "no update 7; expected updates 8 to 23; try: ask the run it branched from" in early.err

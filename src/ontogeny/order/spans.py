@@ -55,7 +55,7 @@ class Spans:
     def __call__(self, place: int, row: np.ndarray) -> tuple[list[Span], bool]:
         """The spans of the window `row` at a place, and whether a splice replaced it.
 
-        Windows that are written down are cut after every end of a document.
+        Windows that are written down are cut after the ends of documents, several together.
         """
         windows = self._windows
         while isinstance(windows, Spliced):
@@ -79,11 +79,11 @@ class Spans:
             column += length
 
     def _between_ends(self, row: np.ndarray) -> Iterator[Span]:
-        ends = [] if self._eod is None else (np.flatnonzero(row == self._eod) + 1).tolist()
+        is_end = row == self._eod if self._eod is not None else np.zeros(len(row), bool)
+        cuts = np.flatnonzero(is_end[:-1] & ~is_end[1:]) + 1
         column = 0
-        for end in [*ends, len(row)]:
-            if end > column:
-                yield Span(column, end - column)
+        for end in [*cuts.tolist(), len(row)]:
+            yield Span(column, end - column)
             column = end
 
     def _bytes(

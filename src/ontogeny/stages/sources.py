@@ -69,6 +69,7 @@ class Source:
                 f"there is no update {update}",
                 where=self.name,
                 expected=f"updates {first} to {last - 1}",
+                fix="ask the run it branched from" if update < first else None,
             )
         left = self.batches.order.num_windows - self.batches.place(update)
         return min(self.batches.rows_per_update, left)
