@@ -167,16 +167,12 @@ def show_row(
     cut = words if whole or len(words) <= EXCERPT else words[:EXCERPT] + " ..."
     out.print(f"\n{cut}\n", markup=False, highlight=False)
     if tokens and source.vocabulary is not None:
-        out.print(f"{numbers(ids)}\n", markup=False, highlight=False)
+        out.print(" ".join(map(str, ids.tolist())), end="\n\n", markup=False, highlight=False)
 
 
 def read(source: Source, ids: np.ndarray) -> str:
     """The text of ids, harmless to terminals; the ids where no vocabulary is known."""
     if source.vocabulary is None:
-        return numbers(ids)
+        return " ".join(map(str, ids.tolist()))
     text = source.vocabulary.decode(ids.tolist())
     return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def numbers(ids: np.ndarray) -> str:
-    return " ".join(map(str, ids.tolist()))

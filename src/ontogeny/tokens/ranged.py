@@ -17,7 +17,7 @@ import numpy as np
 
 from ontogeny.errors import DataError
 from ontogeny.ranges import Place, Ranges, is_remote, open_joined, open_ranges, read_all
-from ontogeny.tokens.store import HEADER, Store, read_header, require_bytes
+from ontogeny.tokens.store import HEADER, Header, Store, read_header, require_bytes
 
 SHARD = re.compile(r"(?s:(.*))-(\d{5})-of-(\d{5})(\.bin)?")
 HOLE = 2048  # so many bytes of zeros in a row are no text
@@ -133,7 +133,7 @@ class RangedStore(Store):
         self.dtype = header.dtype
         if is_remote(idx):
             require_bytes(idx, self._index.size, header.num_bytes, "its own header")
-            self._reach_index(header.offsets, header.lengths)
+            self._reach_index(header)
         else:
             self._map_index(Path(idx), header)
             self.num_tokens = self._check_items()
@@ -164,23 +164,19 @@ class RangedStore(Store):
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         return self._tokens.pieces(starts.tolist(), lengths.tolist()).astype(np.int64)
 
-    def _reach_index(self, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> None:
+    def _reach_index(self, header: Header) -> None:
         """Columns that are read from the server, and the number of tokens by the last item."""
-        name, itemsize = self._index.name, self.dtype.itemsize
-        bounds = self._bins.size // itemsize + 1, self._bins.size + 1, lengths[0] + 1
-        columns = [
-            RangeArray(self._index, np.dtype(kind), offset, (length,), below(bound, name, what))
-            for kind, offset, length, bound, what in zip(
-                ("<i4", "<i8", "<i8"),
-                offsets,
-                lengths,
-                bounds,
-                ("size of item", "place of item", "bound of document"),
-                strict=True,
-            )
-        ]
-        self.sizes, self.pointers, self.documents = (cast(np.ndarray, one) for one in columns)
-        last = (int(self.pointers[-1]), int(self.sizes[-1])) if lengths[0] else (0, 0)
+
+        def column(number: int, kind: str, bound: int, what: str) -> np.ndarray:
+            shape, check = (header.lengths[number],), below(bound, self._index.name, what)
+            array = RangeArray(self._index, np.dtype(kind), header.offsets[number], shape, check)
+            return cast(np.ndarray, array)
+
+        itemsize, size = self.dtype.itemsize, self._bins.size
+        self.sizes = column(0, "<i4", size // itemsize + 1, "size of item")
+        self.pointers = column(1, "<i8", size + 1, "place of item")
+        self.documents = column(2, "<i8", header.num_items + 1, "bound of document")
+        last = (int(self.pointers[-1]), int(self.sizes[-1])) if header.num_items else (0, 0)
         self.num_tokens = last[0] // itemsize + last[1]
 
     def _no_hole(self, values: np.ndarray, first: int) -> None:
