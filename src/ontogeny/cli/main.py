@@ -10,12 +10,12 @@ import errno
 import signal
 from typing import NoReturn
 
-from ontogeny.cli import batch, branch, grow, imports, look, replay, seen, trust
+from ontogeny.cli import batch, branch, grow, imports, lint, look, replay, seen, trust
 from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError
 
 # Importing a file adds its verbs to the app.
-VERBS = (batch, branch, grow, imports, look, replay, seen, trust)
+VERBS = (batch, branch, grow, imports, lint, look, replay, seen, trust)
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",

@@ -1,0 +1,218 @@
+"""One run measured, tensor by tensor: digests and sums of everything, a sample for the geometry.
+
+Every byte is read once. A tensor goes through in blocks: a block of all steps, one after another,
+with the one before it in memory; so memory does not grow with the model. What comes out is small:
+a digest of each tensor of each step, how each tensor turns, how far all steps are from each other.
+Not here: what is concluded (`lint.py`), the geometry itself (`lint_path.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ontogeny.checkpoints.lint_folders import Checkpoint, Held
+from ontogeny.checkpoints.lint_path import Floats, sample_places, squared_distances, turns
+
+BLOCK = 1 << 22  # elements of a tensor in memory at a time, of a step and the one before it
+LEAST_SIDE = 8  # rows and columns of a tensor whose turns mean something
+LEAST_STEPS = 6
+# Root mean square of the rounding error of a number, as a share of it.
+ROUNDING = {"float64": 0.0, "float32": 2.5e-8, "float16": 2e-4, "bfloat16": 1.6e-3}
+
+
+@dataclass(slots=True)
+class Moves:
+    """Sums over a whole tensor: squares of each step and move, products of moves that follow."""
+
+    squares: Floats
+    move_squares: Floats
+    products: Floats
+
+
+@dataclass(slots=True)
+class Distances:
+    """Sums over tensors of the squared distance of every two steps, in units of a usual move."""
+
+    total: Floats
+    number: NDArray[np.int64]
+
+    def mean(self) -> Floats:
+        """The distance of every two steps; infinite where no tensor tells it."""
+        means = np.where(self.number > 0, self.total / np.maximum(self.number, 1), np.inf)
+        roots: Floats = np.sqrt(means)
+        return roots
+
+
+@dataclass(slots=True)
+class Measured:
+    """What lint knows of a run. Tables by tensor are [steps], NaN where nothing is known."""
+
+    steps: list[int]
+    digests: dict[str, dict[int, str]] = field(default_factory=dict)
+    not_finite: dict[int, list[str]] = field(default_factory=dict)
+    moves: dict[str, Moves] = field(default_factory=dict)
+    turns: dict[str, Floats] = field(default_factory=dict)
+    noisy: dict[str, Floats] = field(default_factory=dict)
+    alike: dict[str, Floats] = field(default_factory=dict)  # cosine of a step and the next one
+    starts: dict[str, Floats] = field(default_factory=dict)  # samples of the first two steps
+    distances: Distances = field(init=False)
+    of_copies: dict[tuple[int, ...], Distances] = field(default_factory=dict)
+    rounding: Floats = field(init=False)
+    bytes_read: int = 0
+
+    def __post_init__(self) -> None:
+        self.distances = _no_distances(len(self.steps))
+        self.rounding = np.zeros(len(self.steps))
+
+    def constant(self) -> set[str]:
+        """Tensors that are the same at every step."""
+        return {
+            name for name, found in self.digests.items() if len({*found.values()}) == 1 < len(found)
+        }
+
+
+def measure(checkpoints: Sequence[Checkpoint]) -> Measured:
+    """Measure every tensor of a run, at all steps that hold it in its usual shape."""
+    measured = Measured([one.step for one in checkpoints])
+    names = dict.fromkeys(name for one in checkpoints for name in one.tensors)
+    for name in names:
+        held = {at: one.tensors[name] for at, one in enumerate(checkpoints) if name in one.tensors}
+        shapes = [one.shape for one in held.values()]
+        usual = max(reversed(shapes), key=shapes.count)
+        _measure_tensor(measured, name, {at: one for at, one in held.items() if one.shape == usual})
+    return measured
+
+
+def copies(digests: dict[int, str]) -> list[tuple[int, ...]]:
+    """The groups of steps that have the same digest."""
+    groups: dict[str, list[int]] = {}
+    for step, digest in digests.items():
+        groups.setdefault(digest, []).append(step)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def follow(group: tuple[int, ...], steps: list[int]) -> bool:
+    """Whether the steps of a group follow one another among `steps`."""
+    first = steps.index(group[0])
+    return tuple(steps[first : first + len(group)]) == group
+
+
+def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> None:
+    one = next(iter(held.values()))
+    columns = one.shape[-1] if one.shape else 1
+    rows = one.num_elements // max(columns, 1)
+    if not one.num_elements:
+        return
+    rows_at, columns_at = sample_places(rows, columns)
+    sampled = (rows_at[:, None] * columns + columns_at).ravel()
+    path, finite, moves = _read(measured, name, held, sampled)
+    if not all(part.is_number for part in held.values()):
+        return
+    steps, at = measured.steps, np.array(list(held))
+    for index in at[~finite]:
+        measured.not_finite.setdefault(steps[index], []).append(name)
+    measured.moves[name] = moves
+    groups = [group for group in copies(measured.digests[name]) if len(group) < len(held)]
+    if name in measured.constant() or min(rows, columns) < LEAST_SIDE:
+        return
+    doubled = {steps.index(step) for group in groups for step in group[follow(group, steps) :]}
+    good = finite & ~np.isin(at, [*doubled])
+    rounding = np.array([ROUNDING[part.dtype] for part in held.values()]) ** 2 * (path**2).sum(1)
+    _add_geometry(measured, name, path.reshape(len(at), len(rows_at), -1), at, good, rounding)
+    for group in groups:
+        known = measured.of_copies.setdefault(group, _no_distances(len(steps)))
+        _add_distances(known, path[finite], at[finite], good[finite])
+    if at[0] == 0 and len(at) > 1:
+        measured.starts[name] = path[:2].astype(np.float32)
+
+
+def _read(
+    measured: Measured, name: str, held: dict[int, Held], sampled: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.bool_], Moves]:
+    """The sample of a tensor at each step, whether all of it is finite, and its sums."""
+    parts = list(held.values())
+    hashes = [hashlib.sha256() for _ in parts]
+    path, finite = np.zeros((len(parts), len(sampled))), np.ones(len(parts), dtype=bool)
+    sums = np.zeros((3, len(parts)))
+    for first in range(0, parts[0].num_elements, BLOCK):
+        count = min(BLOCK, parts[0].num_elements - first)
+        begin, end = np.searchsorted(sampled, (first, first + count))
+        before = move_before = None
+        for at, part in enumerate(parts):
+            values = part.read(first, count)
+            measured.bytes_read += values.nbytes
+            if part.is_number:
+                values.add_(0)  # turns -0 into 0, which is the same number
+            hashes[at].update(values.view(torch.uint8).numpy().data)
+            if not part.is_number:
+                continue
+            wide = values.float()
+            square = torch.dot(wide, wide).item()
+            finite[at] &= np.isfinite(square) or bool(torch.isfinite(wide).all())
+            sums[0, at] += square
+            path[at, begin:end] = wide.numpy()[sampled[begin:end] - first]
+            if before is not None:
+                move = wide - before
+                sums[1, at - 1] += torch.dot(move, move).item()
+                if move_before is not None:
+                    sums[2, at - 2] += torch.dot(move, move_before).item()
+                move_before = move
+            before = wide
+    steps = [measured.steps[at] for at in held]
+    measured.digests[name] = {
+        step: one.hexdigest() for step, one in zip(steps, hashes, strict=True)
+    }
+    return path, finite, Moves(sums[0], sums[1, :-1], sums[2, :-2])
+
+
+def _add_geometry(
+    measured: Measured,
+    name: str,
+    path: Floats,
+    at: NDArray[np.int64],
+    good: NDArray[np.bool_],
+    rounding: Floats,
+) -> None:
+    number, there = len(measured.steps), at[good]
+    scale = _add_distances(measured.distances, path[good], there, np.ones(len(there), dtype=bool))
+    if not scale:
+        return
+    measured.rounding[there] += rounding[good] / scale
+    flat = path[good].reshape(len(there), -1)
+    squares = np.sqrt((flat**2).sum(1))
+    alike = np.full(number, np.nan)
+    alike[there[:-1]] = (flat[:-1] * flat[1:]).sum(1) / np.maximum(
+        squares[:-1] * squares[1:], 1e-30
+    )
+    measured.alike[name] = alike
+    if len(there) < LEAST_STEPS:
+        return
+    found = turns(path[good])
+    lengths = (np.diff(flat, axis=0) ** 2).sum(1)
+    is_seen = np.minimum(lengths[:-1], lengths[1:]) > 10 * rounding[good][1:-1]
+    for table, values in ((measured.turns, found.cosine), (measured.noisy, found.noisy)):
+        table[name] = np.full(number, np.nan)
+        table[name][there[1:-1][is_seen]] = values[is_seen]
+
+
+def _add_distances(
+    sums: Distances, path: Floats, at: NDArray[np.int64], usual: NDArray[np.bool_]
+) -> float:
+    """Add a tensor's squared distances, in units of the median of its usual moves; that unit."""
+    squares = squared_distances(path)
+    moves = np.diag(squares[np.ix_(usual, usual)], 1)
+    scale = float(np.median(moves[moves > 0])) if (moves > 0).any() else 0.0
+    if scale:
+        sums.total[np.ix_(at, at)] += squares / scale
+        sums.number[np.ix_(at, at)] += 1
+    return scale
+
+
+def _no_distances(number: int) -> Distances:
+    return Distances(np.zeros((number, number)), np.zeros((number, number), dtype=np.int64))

@@ -1,0 +1,157 @@
+"""Several runs side by side: which start from the same weights, which share more than that.
+
+Members of one seed must share `step0`, members of other seeds must not, and no two may have the
+same weights later on. Seeds are told on the command line or by the runs' manifests. Not here: what
+can be seen in one run alone (`lint.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ontogeny.checkpoints.lint_copies import Linted, first_still
+from ontogeny.checkpoints.lint_folders import FETCH, Finding
+from ontogeny.checkpoints.lint_path import Floats
+from ontogeny.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Groups of runs, by path or name, that are of the same seed, and that are of other seeds."""
+
+    same: Sequence[Sequence[str]] = ()
+    other: Sequence[Sequence[str]] = ()
+
+
+def lint_together(runs: Sequence[Linted], seeds: Seeds) -> list[Finding]:
+    """What is wrong among runs. Raises ConfigError when `seeds` names others, or contradict."""
+    told: dict[frozenset[str], bool] = {}
+    for is_same, groups in ((True, seeds.same), (False, seeds.other)):
+        for group in groups:
+            for pair in combinations([_named(name, runs).name for name in group], 2):
+                if told.setdefault(frozenset(pair), is_same) != is_same or len({*pair}) == 1:
+                    raise ConfigError("of the same and of another seed at once", found=pair)
+    found = list[Finding]()
+    for left, right in combinations(runs, 2):
+        declared = _declared_same(left, right)
+        found += _of_pair(left, right, told.get(frozenset((left.name, right.name)), declared))
+    return found
+
+
+def _named(name: str, runs: Sequence[Linted]) -> Linted:
+    found = [one for one in runs if name in (one.name, Path(one.name).name)]
+    if len(found) != 1:
+        known = ", ".join(Path(one.name).name for one in runs)
+        raise ConfigError("not one of the runs", expected=f"one of {known}", found=name)
+    return found[0]
+
+
+def _declared_same(left: Linted, right: Linted) -> bool | None:
+    """Whether two manifests say that their runs start from the same weights, if they do say."""
+    one, other = left.declared, right.declared
+    if one is None or other is None or one.branch or other.branch or one.shape != other.shape:
+        return None
+    return (one.init, one.init_seed) == (other.init, other.init_seed)
+
+
+def _of_pair(left: Linted, right: Linted, is_same: bool | None) -> Iterator[Finding]:
+    names = f"{left.name} and {right.name}"
+    ours, theirs = left.whole, right.whole
+    shared = tuple(step for step in ours if ours[step] == theirs.get(step))
+    starts = tuple(step for step in shared if step in _expected_starts(left, right, shared))
+    if 0 in ours and 0 in theirs:
+        if is_same and 0 not in shared:
+            yield _differing_starts(left, right, names)
+        elif is_same is False and 0 in shared:
+            yield _shared_start(left, right)
+        elif is_same is None and 0 in shared:
+            yield Finding("note", names, starts, "start from the same weights",
+                          "the same seed", "say so with --same-seed or --other-seed")  # fmt: skip
+    later = tuple(step for step in shared if step not in starts)
+    if later:
+        yield Finding("alarm", names, later, "have the same weights", "one member's files were "
+                      "published as the other's", "fetch both again and compare with the source",
+                      )  # fmt: skip
+    elsewhere = {digest: step for step, digest in theirs.items() if step not in starts}
+    for step, digest in ours.items():
+        if step not in starts and elsewhere.get(digest, step) != step:
+            told = f"step {step} of {left.name} is step {elsewhere[digest]} of {right.name}"
+            cause = "one member's files were published as the other's, under another number"
+            yield Finding("alarm", names, (step, elsewhere[digest]), told, cause, FETCH)
+    partly = _partly_shared(left, right, {*shared})
+    if partly:
+        steps = tuple(sorted({step for found in partly.values() for step in found}))
+        yield Finding("alarm", names, steps, f"share {len(partly)} tensors", "shards of one member "
+                      "were published as the other's", FETCH, tuple(sorted(partly)))  # fmt: skip
+    yield from _foreign_start(left, right)
+    yield from _foreign_start(right, left)
+
+
+def _expected_starts(left: Linted, right: Linted, shared: tuple[int, ...]) -> set[int]:
+    """The steps that two runs may share: the start, where a branch begins, updates of rate 0."""
+    expected = {0}
+    for run in (left, right):
+        settings = run.declared
+        if settings is not None and settings.branch is not None:
+            expected.add(settings.first_step)
+        elif 0 in shared:
+            expected |= {*first_still(settings)}
+    return expected
+
+
+def _differing_starts(left: Linted, right: Linted, names: str) -> Finding:
+    ours, theirs = left.measured.digests, right.measured.digests
+    differ = [name for name in ours if ours[name].get(0) != theirs.get(name, {}).get(0)]
+    told = f"do not share step0: {len(differ)} of {len(ours)} tensors differ"
+    cause = "one of them was initialised otherwise, or its step0 is of another run"
+    return Finding("alarm", names, (0,), told, cause, FETCH, tuple(sorted(differ)))
+
+
+def _shared_start(left: Linted, right: Linted) -> Finding:
+    """Two runs of other seeds with one start, foreign to the one that does not go on from it."""
+    goes_on = {
+        run.name: _likeness(run.measured.starts, run.measured.starts) for run in (left, right)
+    }
+    foreign = min(goes_on, key=lambda name: goes_on[name])
+    name, other = left.name if left.name != foreign else right.name, foreign
+    if min(goes_on.values()) > 0.5:
+        told, cause = f"starts from the very step0 of {name}", "initialised with the other's seed"
+    else:
+        told, cause = f"has the step0 of {name}, and goes on from another", "a copied step0"
+    return Finding("alarm", other, (0,), told, cause, FETCH)
+
+
+def _foreign_start(run: Linted, other: Linted) -> Iterator[Finding]:
+    """Whether a run goes on from the start of another instead of its own."""
+    own = _likeness(run.measured.starts, run.measured.starts)
+    theirs = _likeness(other.measured.starts, run.measured.starts)
+    if own < 0.5 < 0.8 < theirs:
+        told = f"goes on from the step0 of {other.name}, not from its own"
+        yield Finding("alarm", run.name, (0,), told, "the start of another seed", FETCH)
+
+
+def _likeness(before: dict[str, Floats], after: dict[str, Floats]) -> float:
+    """The median cosine of the first step of a run and the second of another, by matrix; or 0."""
+    pairs = [(before[name][0], after[name][1]) for name in before.keys() & after.keys()]
+    cosines = [
+        float(one @ two / max(np.linalg.norm(one) * np.linalg.norm(two), 1e-30))
+        for one, two in pairs
+        if one.shape == two.shape
+    ]
+    return float(np.median(cosines)) if cosines else 0.0
+
+
+def _partly_shared(left: Linted, right: Linted, shared: set[int]) -> dict[str, list[int]]:
+    """Tensors that move, and are the same in both runs at steps that are not shared as a whole."""
+    ours, theirs = left.measured, right.measured
+    found: dict[str, list[int]] = {}
+    for name in ours.starts.keys() & theirs.starts.keys():
+        for step, digest in ours.digests[name].items():
+            if step > 1 and step not in shared and theirs.digests[name].get(step) == digest:
+                found.setdefault(name, []).append(step)
+    return found

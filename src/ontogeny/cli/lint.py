@@ -1,0 +1,90 @@
+"""The verb that looks at anybody's checkpoints: `lint`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ontogeny.cli.app import app, out
+
+if TYPE_CHECKING:
+    from ontogeny.checkpoints.lint_copies import Linted
+    from ontogeny.checkpoints.lint_folders import Finding
+
+MAX_STEPS = 8  # named one by one; --json has them all
+WIDTH, MARGIN = 99, " " * 9  # columns of a line, and in front of it
+
+Together = Annotated[
+    list[str] | None,
+    typer.Option("--same-seed", metavar="RUN,RUN", help="Runs that must share step0"),
+]
+Apart = Annotated[
+    list[str] | None,
+    typer.Option("--other-seed", metavar="RUN,RUN", help="Runs that must not"),
+]
+
+
+@app.command()
+def lint(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of checkpoints: step0, step1, ...")],
+    same_seed: Together = None,
+    other_seed: Apart = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON")] = False,
+) -> None:
+    """Find checkpoints that are missing, copied, relabelled, damaged or of another run."""
+    from ontogeny.checkpoints.lint import lint_run
+    from ontogeny.checkpoints.lint_runs import Seeds, lint_together
+
+    seeds = Seeds(*([words.split(",") for words in one or []] for one in (same_seed, other_seed)))
+    looked_at = [lint_run(path) for path in runs]
+    findings = [finding for run in looked_at for finding in run.findings]
+    findings += lint_together(looked_at, seeds)
+    (_print_json if as_json else _print_words)(looked_at, findings)
+    if any(finding.severity == "alarm" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print_json(runs: list[Linted], findings: list[Finding]) -> None:
+    values = {
+        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "runs": [
+            {"run": run.name, "checked": run.checked, "not_checked": run.unchecked} for run in runs
+        ],
+    }
+    out.print(json.dumps(values, indent=1, ensure_ascii=False), markup=False, highlight=False)
+
+
+def _print_words(runs: list[Linted], findings: list[Finding]) -> None:
+    for one in findings:
+        _say(f"{one.severity:<9}", f"{one.run}: {_steps(one.steps)}{one.problem}{_tensors(one)}")
+        _say(MARGIN, f"likely: {one.cause}" + (f"; try: {one.fix}" if one.fix else ""))
+    for run in runs:
+        _say("looked at", f"{run.name}: {run.checked}")
+        for words in run.unchecked:
+            _say(MARGIN, f"not checked: {words}")
+    alarms = sum(one.severity == "alarm" for one in findings)
+    out.print(f"{alarms} alarm{'s' * (alarms > 1)}" if alarms else "no alarm", highlight=False)
+
+
+def _say(margin: str, words: str) -> None:
+    lines = textwrap.wrap(words, WIDTH - len(MARGIN), break_long_words=False)
+    for number, line in enumerate(lines):
+        out.print(margin if number == 0 else MARGIN, line, markup=False, highlight=False)
+
+
+def _steps(steps: tuple[int, ...]) -> str:
+    if not steps:
+        return ""
+    named = ", ".join(map(str, steps[:MAX_STEPS]))
+    more = f", ... {steps[-1]} ({len(steps)} in all)" if len(steps) > MAX_STEPS else ""
+    return f"step{'s' * (len(steps) > 1)} {named}{more}: "
+
+
+def _tensors(finding: Finding) -> str:
+    names = [name for name in finding.tensors if name not in finding.problem]
+    return f" ({names[0]}{', ...' if names[1:] else ''})" if names else ""
