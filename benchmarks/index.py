@@ -78,7 +78,10 @@ def build_tokengrams(store: Store, folder: Path) -> tuple[Path, Count]:
 
 
 def build_infini_gram(store: Store, folder: Path) -> tuple[Path, Count]:
-    """Its own indexer, after the step that makes tokens of text."""
+    """Its own indexer, after the step that makes tokens of text.
+
+    It marks where documents begin, so that it does not find what goes across.
+    """
     folder.mkdir()
     starts = store.pointers // 2
     pieces = np.insert(store.flat, starts, 0xFFFF)
