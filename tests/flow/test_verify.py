@@ -107,7 +107,7 @@ def test_what_is_whole(site: Path) -> None:
     per_step = len(load_file(step_folder(site / "run", 0) / WEIGHTS))
     assert steps.num_files == 3 * len(STEPS)
     assert steps.num_tensors == per_step * len(STEPS)
-    files = [path for path in (site / "run/steps").rglob("*") if path.is_file()]
+    files = [path for path in payload_files(site / "run/steps") if path.name != MANIFEST]
     assert steps.num_bytes == sum(path.stat().st_size for path in files)
     assert len(subjects["run/rows"].jobs) == len(STEPS)
     for path in (site / "store", site / "run", *(step_folder(site / "run", s) for s in STEPS)):
@@ -312,7 +312,11 @@ def test_metrics_that_are_not_the_runs(run: Path, site: Path) -> None:
     lines = whole.splitlines(keepends=True)
     path.write_text("".join(lines[:-1]))
     assert faults(run)[0].problem == "not one line an update; expected 24; found 23"
-    path.write_text(whole + replace(list(read_metrics(path))[-1], update=23).line())
+    path.write_text(whole.rstrip("\n"))
+    assert faults(run)[0].problem == "line 24 is not what was written for update 23"
+    path.write_text(whole)
+    path.write_text(whole + replace(list(read_metrics(path))[-1], update=24).line())
+    assert faults(run)[0].problem == "not one line an update; expected 24; found 25"
     path.write_text("".join([*lines[:5], *lines[6:]]))
     assert faults(run)[0].problem == "line 6 is not what was written for update 5"
     path.write_text(whole)
@@ -372,6 +376,8 @@ def test_a_run_in_progress(site: Path) -> None:
         file.write('{"update": 14, "lo')  # torn by a kill
     assert faults(unborn.path) == []
     lines = (unborn.path / METRICS).read_text().splitlines(keepends=True)
+    (unborn.path / METRICS).write_text("".join([*lines[:13], lines[13].replace("1", "2", 1)]))
+    assert "line 14 is not what" in faults(unborn.path)[0].problem
     (unborn.path / METRICS).write_text("".join(lines[:10]))
     assert faults(unborn.path)[0].problem == "not one line an update; expected 12; found 10"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from ontogeny.training.metrics import whole_rows
 
 DEPTH = 3  # names of a setting or fact that are joined; what lies deeper is only counted
 NAMES = 8  # entries of a list that are named
-MOST_PARENTS = 100_000  # forged manifests may go round in circles
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def _growth(artifact: Artifact) -> dict[str, Any]:
         return {
             "tensors": len(shapes),
             "parameters": sum(math.prod(shape) for shape in shapes),
-            "parents": list(islice(parents(artifact), MOST_PARENTS)),
+            "parents": list(parents(artifact)),
         }
     if artifact.kind != "run":
         return {}

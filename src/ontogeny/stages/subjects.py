@@ -7,6 +7,7 @@ Not here: running the jobs, whole suites (`verify.py`), the chain itself (`check
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -49,7 +50,6 @@ class Subject:
     def hold(self, artifact: Artifact, steps: Mapping[tuple[str, str], int] | None = None) -> None:
         """Take on an artifact's files, and its tensors where it records them."""
         self.num_files += 1 + len(artifact.files)
-        self.num_bytes += (artifact.path / MANIFEST).stat().st_size
         self.num_bytes += sum(entry["bytes"] for entry in artifact.files.values())
         try:
             self.num_tensors += len(recorded_tensors(artifact))
@@ -80,7 +80,7 @@ def artifact_subjects(path: Path, name: str) -> Iterator[Subject]:
     if artifact.kind == "run":
         yield from _run_subjects(artifact, subject)
     elif found := KEPT.search(path.resolve().as_posix()):
-        _place_in_run(artifact, int(found[1]), subject)
+        yield from _place_in_run(artifact, int(found[1]), subject)
 
 
 def _run_subjects(run: Artifact, subject: Subject) -> Iterator[Subject]:
@@ -91,7 +91,8 @@ def _run_subjects(run: Artifact, subject: Subject) -> Iterator[Subject]:
         subject.faults.append(error.fault("made by another version, or forged", AGAIN))
         return
     steps = Subject(f"{subject.name}/{STEPS}", "checkpoints")
-    checkpoints = _checkpoints(run.path, list_steps(run.path), steps)
+    folders = {step: step_folder(run.path, step) for step in list_steps(run.path)}
+    checkpoints = _manifests(folders, steps)
     seen = _metrics(run, settings, max(checkpoints, default=0), subject)
     steps.faults += chain_faults(run, settings, checkpoints)
     whole = {step: one for step, one in checkpoints.items() if one is not None}
@@ -104,15 +105,16 @@ def _run_subjects(run: Artifact, subject: Subject) -> Iterator[Subject]:
     yield _rows(run, subject.name, whole, seen)
 
 
-def _checkpoints(run: Path, steps: list[int], subject: Subject) -> dict[int, Artifact | None]:
-    """The manifests of a run's checkpoints, None where one cannot be read."""
+def _manifests(folders: Mapping[int, Path], subject: Subject) -> dict[int, Artifact | None]:
+    """The manifests of checkpoints or states by their step, None where one cannot be read."""
     found: dict[int, Artifact | None] = {}
-    for step in steps:
+    for step, folder in folders.items():
         try:
-            found[step] = read_manifest(step_folder(run, step))
+            found[step] = read_manifest(folder)
         except OntogenyError as error:
             found[step] = None
-            subject.faults.append(error.fault(DAMAGED, AGAIN))
+            if folder.is_dir():  # a run that goes on drops its rolling state meanwhile
+                subject.faults.append(error.fault(DAMAGED, AGAIN))
     return found
 
 
@@ -126,7 +128,7 @@ def _tensor_steps(checkpoints: Mapping[int, Artifact]) -> dict[tuple[str, str], 
     return steps
 
 
-def _place_in_run(checkpoint: Artifact, step: int, subject: Subject) -> None:
+def _place_in_run(checkpoint: Artifact, step: int, subject: Subject) -> Iterator[Subject]:
     """The chain up to a checkpoint of a run, and the rows since its parent."""
     try:
         run = read_manifest(checkpoint.path.resolve().parent.parent)
@@ -134,14 +136,12 @@ def _place_in_run(checkpoint: Artifact, step: int, subject: Subject) -> None:
     except OntogenyError as error:
         subject.faults.append(error.fault("its run is damaged or gone", "ontogeny verify RUN"))
         return
-    before = [one for one in list_steps(run.path) if one < step]
-    chain = _checkpoints(run.path, before, subject) | {step: checkpoint}
+    before = (one for one in list_steps(run.path) if one < step)
+    chain = _manifests({one: step_folder(run.path, one) for one in before}, subject)
+    chain[step] = checkpoint
     subject.faults += chain_faults(run, settings, chain)
     whole = {step: one for step, one in chain.items() if one is not None}
-    rows = _rows(run, "", dict(list(whole.items())[-2:]), [])
-    subject.jobs += rows.jobs
-    subject.notes += rows.notes
-    subject.faults += rows.faults
+    yield _rows(run, subject.name, dict(list(whole.items())[-2:]), [])
 
 
 def _metrics(run: Artifact, settings: RunSettings, last: int, subject: Subject) -> list[str]:
@@ -153,9 +153,10 @@ def _metrics(run: Artifact, settings: RunSettings, last: int, subject: Subject) 
     for number, line in enumerate(_lines(path)):
         subject.num_bytes += len(line)
         row = parse_metrics(line.decode("utf-8", errors="replace"))
-        if number >= last and not finished and (row is None or not line.endswith(b"\n")):
+        is_whole = line.endswith(b"\n")
+        if not is_whole and not finished and number >= last:
             break  # being written, or torn by a kill: mended when the run goes on
-        if row is None or row.update != number:
+        if row is None or row.update != number or not is_whole:
             problem = f"line {number + 1} is not what was written for update {number}"
             subject.faults.append(Fault(str(path), problem, DAMAGED, fix))
             return seen
@@ -177,11 +178,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _states(run: Artifact, name: str, seen: list[str]) -> Subject:
     """The full states of a run: which step each is of, and its files."""
     subject = Subject(f"{name}/{STATES}", "states")
-    for step in list_states(run.path):
-        try:
-            state = read_manifest(state_folder(run.path, step))
-        except OntogenyError as error:
-            subject.faults.append(error.fault(DAMAGED, "remove it: the run needs none of them"))
+    folders = {step: state_folder(run.path, step) for step in list_states(run.path)}
+    for step, state in _manifests(folders, subject).items():
+        if state is None:
             continue
         subject.hold(state)
         digest = seen[step - 1] if 0 < step <= len(seen) else state.facts.get("rows_digest")
@@ -214,6 +213,7 @@ def _rows(
     ends = [(step, str(one.facts.get("rows_digest"))) for step, one in checkpoints.items()]
     if len(seen) > max(checkpoints, default=0):
         ends.append((len(seen), seen[-1]))
+    subject.kind = f"rows of {max((step for step, _ in ends), default=0):,} updates"
     begin = (0, batches.start)
     for end in ends:
         if seen or begin[0] or end[0] == 0:  # of a single checkpoint, the rows since its parent
@@ -245,17 +245,21 @@ def _stretch(
 
 
 def _file(artifact: Artifact, name: str) -> list[Fault]:
-    fault = file_fault(artifact, name) if artifact.path.is_dir() else None  # a state may be dropped
-    return [] if fault is None else [fault]
+    """What is wrong with a file, unless a run that goes on has dropped the state it is of."""
+    try:
+        fault = file_fault(artifact, name)
+    except FileNotFoundError:
+        fault = None
+    return [fault] if fault is not None and artifact.path.is_dir() else []
 
 
 def _strangers(artifact: Artifact) -> Iterator[Fault]:
     """Files that the manifest does not know."""
-    beside = GROWING if artifact.kind == "run" else set()
-    for path in sorted(artifact.path.rglob("*")):
-        name = path.relative_to(artifact.path)
-        known = name.as_posix() in artifact.files or name == Path(MANIFEST)
-        if not known and name.parts[0] not in beside and not path.is_dir():
+    known = {artifact.path / name for name in (*artifact.files, MANIFEST)}
+    beside = {artifact.path / name for name in GROWING if artifact.kind == "run"}
+    for folder, folders, files in os.walk(artifact.path):  # it bears with what is dropped meanwhile
+        folders[:] = sorted(name for name in folders if Path(folder, name) not in beside)
+        for path in sorted({Path(folder, name) for name in files} - known - beside):
             cause = "put there after the artifact was made"
             yield Fault(str(path), "a file that the manifest does not know", cause, "remove it")
 
