@@ -80,3 +80,11 @@ class EvaluationError(OntogenyError):
 
 class TrainingError(OntogenyError):
     """A run that cannot go on: the numbers are no longer finite."""
+
+
+class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to leave)
+    """The run left cleanly at a signal; its state is saved."""
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command goes on from there")
+        self.signal_number = signal_number

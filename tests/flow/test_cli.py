@@ -223,3 +223,10 @@ def test_a_bug_keeps_its_traceback(
     monkeypatch.setattr("ontogeny.checkpoints.store.drop_states", None)
     with pytest.raises(TypeError):
         say("prune", run.path)
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    code = (
+        "import sys, ontogeny.cli.main; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

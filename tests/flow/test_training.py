@@ -24,12 +24,12 @@ from ontogeny.checkpoints.store import (
 )
 from ontogeny.config import build
 from ontogeny.digest import digest_json
-from ontogeny.errors import CheckpointError, ConfigError, OrderError, TrainingError
+from ontogeny.errors import CheckpointError, ConfigError, OrderError, Stopped, TrainingError
 from ontogeny.model.init import initial_model
 from ontogeny.order.batches import roll
 from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.suite import METRICS, RunSettings
-from ontogeny.training.loop import Stopped, train
+from ontogeny.training.loop import train
 from ontogeny.training.metrics import tensorboard_sink
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.run import Run, locked

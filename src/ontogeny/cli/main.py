@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ontogeny.cli import batch, branch, grow, imports, lint, look, replay, seen, trust
 from ontogeny.cli.app import app, leave
-from ontogeny.errors import OntogenyError
+from ontogeny.errors import OntogenyError, Stopped
 
 # Importing a file adds its verbs to the app.
 VERBS = (batch, branch, grow, imports, lint, look, replay, seen, trust)
@@ -29,8 +29,6 @@ MENDABLE = {
 
 def main() -> None:
     """The console command: a user's mistake is one line on standard error and exit code 2."""
-    from ontogeny.training.loop import Stopped
-
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app()

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from ontogeny.artifact import Input, keyed
-from ontogeny.errors import OntogenyError, TrainingError
+from ontogeny.errors import OntogenyError, Stopped, TrainingError
 from ontogeny.evaluation.sweep import held_out_tasks, sweep_inputs, sweep_run
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import open_order
@@ -29,7 +29,7 @@ from ontogeny.results import UpdateMetrics
 from ontogeny.suite import EvaluationSettings, RunSettings
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import open_vocabulary
-from ontogeny.training.loop import Stopped, train
+from ontogeny.training.loop import train
 from ontogeny.training.machine import threads
 from ontogeny.training.run import open_run
 

@@ -13,21 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ontogeny.checkpoints.store import drop_states, list_states, save_checkpoint, save_state
-from ontogeny.errors import CheckpointError
+from ontogeny.errors import CheckpointError, Stopped
 from ontogeny.order.batches import Batches
 from ontogeny.suite import METRICS
 from ontogeny.training import machine
 from ontogeny.training.metrics import MetricsFile, Sink
 from ontogeny.training.run import Run, Start, locked
 from ontogeny.training.update import State, require_fit, resumed, take_update
-
-
-class Stopped(Exception):  # noqa: N818 (not an error: the run was asked to leave)
-    """The run left cleanly at a signal; its state is saved."""
-
-    def __init__(self, step: int, signal_number: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command goes on from there")
-        self.signal_number = signal_number
 
 
 def train(
