@@ -30,6 +30,13 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
+class Embedding(nn.Embedding):
+    """A table of vectors, whose first values are `init.py`'s."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: drawn on the meta device, torch's own would import its compiler, for seconds."""
+
+
 class LayerNorm(nn.LayerNorm):
     """Layer norm whose weights follow the dtype of its input; statistics are float32."""
 
@@ -91,7 +98,7 @@ class NeoX(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
-        self.embed_in = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.embed_in = Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.final_layer_norm = LayerNorm(shape.hidden_size, shape.layer_norm_eps)
         self.embed_out = Linear(shape.hidden_size, shape.vocab_size, bias=False)
