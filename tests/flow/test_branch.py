@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,17 @@ import pytest
 
 from grown import CONTEXT, Ground, begin, documents, settings
 from ontogeny.artifact import open_artifact
-from ontogeny.checkpoints.store import drop_states, list_states, list_steps, step_folder
+from ontogeny.checkpoints.store import (
+    drop_states,
+    list_states,
+    list_steps,
+    state_folder,
+    step_folder,
+)
+from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.order.batches import roll
-from ontogeny.order.plan import Order
+from ontogeny.order.plan import Order, open_order
 from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.stages.branch import begin_branch, plan_branch
 from ontogeny.stages.materials import open_materials
@@ -24,6 +32,7 @@ from ontogeny.stages.splices import read_spec
 from ontogeny.suite import METRICS
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
+from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import train_vocabulary
 from ontogeny.training.loop import train
 from ontogeny.training.replay import replay
@@ -226,6 +235,42 @@ def test_a_branch_of_a_branch(parent: Path, tmp_path: Path) -> None:
     assert (rows[: 15 * 4] == theirs[: 15 * 4]).all()
     assert (rows[15 * 4 :] == swapped[15 * 4 :]).all()
     assert (rows[15 * 4 :] != theirs[15 * 4 :]).any()
+
+
+def test_documents_of_a_branch_on_another_store(
+    ground: Ground, parent: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    one = f'[splice]\nkind = "store"\nstore = "{ground.held_out}"\n'
+    first = branch(parent, 8, spec_file(tmp_path / "one", one), tmp_path / "first")
+    two = spec_file(tmp_path, '[splice]\nkind = "drop"\nsources = ["odd"]\n')
+    second = branch(first.path, 12, two, tmp_path / "second")
+    store = open_store(ground.held_out)
+    order = open_order(next(tmp_path.glob("first-order-*")), store)
+    pieces = order.pieces((12 - 8) * 4, 12 * 4)
+    bounds = np.append(pieces.firsts, len(pieces.documents))
+    for row, low, high in zip(rows_of(second.path)[48:], bounds, bounds[1:], strict=False):
+        kept: list[int] = []
+        for at in range(low, high):
+            if pieces.documents[at] % 2 == 0:
+                columns = pieces.documents[at], pieces.offsets[at], pieces.lengths[at]
+                kept += store.tokens(*map(int, columns)).tolist()
+        assert row.tolist() == (kept + [0] * (CONTEXT + 1))[: CONTEXT + 1]
+
+
+def test_the_arithmetic_of_a_kept_state_goes_along(
+    ground: Ground, tmp_path: Path, say: Type
+) -> None:
+    run = begin(ground, tmp_path / "run", settings())
+    train(run, ground.batches(4))
+    manifest = state_folder(run.path, 8) / "manifest.json"
+    written = json.loads(manifest.read_text())
+    written["provenance"]["bits"]["torch"] = "2.0.0"
+    written["provenance_digest"] = digest_json(written["provenance"])
+    manifest.write_text(json.dumps(written))
+    words = ("branch", run.path, "--at", 8, "--splice", "identity", "--out", tmp_path / "branch")
+    assert "step 8 was computed with another torch" in say(*words).err
+    assert say(*words, "--other-bits").code == 0
 
 
 class Enough(Exception):  # noqa: N818

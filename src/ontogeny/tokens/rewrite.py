@@ -168,7 +168,7 @@ def rewritten(
             old_ends = _ends(sizes[body], text, where)
             new_ends = _ends(sizes[ids], change.text, where)
             cuts = np.searchsorted(new_ends[1:], change.moved(old_ends), side="right")
-            cuts[0], cuts[-1] = 0, len(ids)
+            cuts[0] = 0  # what is put in front of the first token belongs to it
             if end is not None:
                 ids.append(end)
                 cuts = np.append(cuts, len(ids))
