@@ -79,6 +79,13 @@ def test_a_run_and_a_store(say: Type, site: Path) -> None:
     assert found["files"]["tokens.bin"] == (site / "store/tokens.bin").stat().st_size
 
 
+def test_an_imported_model(say: Type, site: Path, tmp_path: Path) -> None:
+    assert say("import", step_folder(site / "run", 12), "--out", tmp_path / "model").code == 0
+    found = shown(say, tmp_path / "model")
+    assert found["tensors"] == len(load(tmp_path / "model").state_dict())
+    assert {one["state"] for one in found["from"]} == {"a digest only"}
+
+
 def test_the_words_fit_the_page(say: Type, site: Path) -> None:
     for name in ("run", "store", "order", "run/steps/step24", "run/states/step8"):
         said = say("show", site / name)

@@ -6,7 +6,7 @@ import json
 import os
 import textwrap
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,9 +59,10 @@ def verify(
     seconds = time.perf_counter() - began
     faulty = any(subject.faults for subject in subjects)
     if as_json:
-        rows = [{**asdict(one, dict_factory=_but_jobs)} for one in subjects]
+        names = [one.name for one in fields(subjects[0]) if one.name != "jobs"]
+        rows = [{name: getattr(one, name) for name in names} for one in subjects]
         said = {"path": path, "whole": not faulty, "seconds": seconds, "checked": rows}
-        out.print(json.dumps(said, indent=1), markup=False, highlight=False)
+        out.print(json.dumps(said, indent=1, default=asdict), markup=False, highlight=False)
     else:
         _tell_verdict(subjects, seconds)
     raise typer.Exit(FAULTY if faulty else 0)
@@ -126,10 +127,6 @@ def _worded(name: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _but_jobs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in pairs if name != "jobs"}
-
-
 def _tell_verdict(subjects: list[Subject], seconds: float) -> None:
     header = ["what", "kind", "files", "tensors", "bytes", "verdict"]
     counts = [(one.num_files, one.num_tensors, one.num_bytes) for one in subjects]
@@ -141,8 +138,6 @@ def _tell_verdict(subjects: list[Subject], seconds: float) -> None:
     lines = [""]
     for one in subjects:
         lines += [f"note: {one.name}: {note}" for note in one.notes]
-    files, tensors, size = map(sum, zip(*counts, strict=True))
-    speed = f"{size / 1e9:.2f} GB in {seconds:.1f} s"
     faults = [fault for one in subjects for fault in one.faults]
     if faults:
         first = faults[0]
@@ -152,10 +147,12 @@ def _tell_verdict(subjects: list[Subject], seconds: float) -> None:
             f"  cause  {first.cause} (likely)",
             f"  try    {first.fix}",
         ]
-        if faults[1:]:
-            lines.append(f"{len(faults) - 1} more, after it or because of it; --json lists them")
-    else:
-        lines.append(f"whole: {files:,} files, {tensors:,} tensors, {speed}")
+    if faults[1:]:
+        lines.append(f"{len(faults) - 1} more, after it or because of it; --json lists them")
+    if not faults:
+        files, tensors, size = map(sum, zip(*counts, strict=True))
+        told = f"{files:,} files, {tensors:,} tensors, {size / 1e9:.2f} GB in {seconds:.1f} s"
+        lines.append(f"whole: {told}")
     out.print("\n".join(lines), markup=False, highlight=False)
 
 

@@ -61,7 +61,7 @@ def origins(artifact: Artifact, known: set[str], depth: int = 0) -> Iterator[dic
         if role == "parent" and artifact.kind == "checkpoint":
             continue
         place = input_place(artifact, role)
-        found, state = None, "no artifact" if place is None else "gone"
+        found, state = None, "a digest only" if place is None else "gone"
         if place is not None and (place / MANIFEST).is_file():
             try:
                 found = read_manifest(place)
@@ -116,25 +116,23 @@ def _listed(values: list[Any]) -> str:
 
 
 def _growth(artifact: Artifact) -> dict[str, Any]:
-    """What only checkpoints and runs have."""
-    if artifact.kind == "checkpoint":
-        shapes = [entry["shape"] for entry in recorded_tensors(artifact).values()]
+    """What only weights and runs have."""
+    if artifact.kind == "run":
+        settings = build(RunSettings, dict(artifact.config), artifact.path)
+        rows = list(whole_rows(artifact.path / METRICS))
         return {
-            "tensors": len(shapes),
-            "parameters": sum(math.prod(shape) for shape in shapes),
-            "parents": list(parents(artifact)),
+            "parameters": settings.shape.num_parameters,
+            "updates": f"{len(rows)} of {settings.num_updates}",
+            "tokens": rows[-1].tokens if rows else 0,
+            "loss": rows[-1].loss if rows else None,
+            "steps": list_steps(artifact.path),
+            "states": list_states(artifact.path),
         }
-    if artifact.kind != "run":
-        return {}
-    settings = build(RunSettings, dict(artifact.config), artifact.path)
-    rows = list(whole_rows(artifact.path / METRICS))
+    shapes = [entry["shape"] for entry in recorded_tensors(artifact).values()]
     return {
-        "parameters": settings.shape.num_parameters,
-        "updates": f"{len(rows)} of {settings.num_updates}",
-        "tokens": rows[-1].tokens if rows else 0,
-        "loss": rows[-1].loss if rows else None,
-        "steps": list_steps(artifact.path),
-        "states": list_states(artifact.path),
+        "tensors": len(shapes) or None,
+        "parameters": sum(map(math.prod, shapes)) or None,
+        "parents": list(parents(artifact)),
     }
 
 

@@ -135,7 +135,7 @@ def _suite_subjects(home: Path) -> Iterator[Subject]:
     for path in artifacts_under(home):
         if path not in listed:
             for one in artifact_subjects(path, path.relative_to(home).as_posix()):
-                one.notes.append(f"not in {RECORD}: of earlier settings, or made by hand")
+                one.notes.append(f"not in {RECORD}: not done, of other settings, or made by hand")
                 yield one
 
 
