@@ -151,6 +151,13 @@ def row_lists(draw: st.DrawFn, width: int, most: int = 6) -> list[list[int]]:
     return draw(st.lists(row, min_size=1, max_size=most))
 
 
+def test_a_string_may_end_with_the_stream(tmp_path: Path) -> None:
+    order = ordered(write(tmp_path, "t", [[1, 1], [2, 2]]), 3, 1, False, 0)
+    (window,) = order.rows(0, 1).tolist()
+    assert found_in(order, window)[0] == [(0, 0)]
+    assert found_in(order, window[1:])[0] == [(0, 1)]
+
+
 @given(width=st.integers(2, 5), data=st.data(), wanted=strings)
 def test_rows_are_searched_as_they_are(width: int, data: st.DataObject, wanted: list[int]) -> None:
     documents = data.draw(row_lists(width))
