@@ -177,6 +177,7 @@ def test_another_store_is_read_in_an_order_of_its_own(
     assert (run.settings.member, run.settings.num_updates) == ("tuned", 824)
     assert run.settings.steps[:5] == [24, 25, 26, 28, 32]
     assert run.settings.steps[-1] == 824
+    assert sorted(run.settings.full_state_steps) == [24, 290, 556, 822, 824]
     rates = [learning_rate(update, run.settings) for update in range(24, 824)]
     alone = settings(tokens=800 * 2 * CONTEXT, rows_per_update=2, learning_rate=1e-3)
     assert rates == [learning_rate(update, alone) for update in range(800)]
@@ -248,6 +249,9 @@ def test_documents_of_a_branch_on_another_store(
     store = open_store(ground.held_out)
     order = open_order(next(tmp_path.glob("first-order-*")), store)
     pieces = order.pieces((12 - 8) * 4, 12 * 4)
+    there = set(pieces.documents[pieces.lengths > 0].tolist())
+    summary = open_artifact(next(tmp_path.glob("second-splice-*"))).facts["summary"]
+    assert summary["documents"] == sum(number % 2 for number in there)
     bounds = np.append(pieces.firsts, len(pieces.documents))
     for row, low, high in zip(rows_of(second.path)[48:], bounds, bounds[1:], strict=False):
         kept: list[int] = []

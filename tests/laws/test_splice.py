@@ -405,11 +405,12 @@ def test_what_is_put_in_front_stays_in_front(tmp_path: Path) -> None:
         ("He, HE; he's hero", "She, SHE; she's hero"),
         ("I am not Him", "We am not Her"),
         ("no match", None),
+        ("It", None),
         ("", None),
     ],
 )
 def test_words_are_swapped_whole_and_in_their_case(text: str, expected: str | None) -> None:
-    words = {"he": "she", "she": "he", "him": "her", "i": "we"}
+    words = {"he": "she", "she": "he", "him": "her", "i": "we", "it": "it"}
     found = substitute_words(words)(text)
     assert (None if found is None else found.text) == expected
 
