@@ -80,7 +80,7 @@ def take_update(run: Run, batches: Batches, state: State) -> UpdateMetrics:
     parameters, clip_norm = state.model.parameters(), settings.training.clip_norm
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise not_finite(run, update, loss, norm)
+        raise not_finite(run, update, batches.place(update), loss, norm)
     state.optimizer.set_rate(rate)
     state.optimizer.step()
     state.optimizer.zero_grad()
@@ -104,13 +104,13 @@ def accumulate(model: NeoX, rows: Tensor, settings: RunSettings) -> float:
     return total / len(micro_batches)
 
 
-def not_finite(run: Run, update: int, loss: float, norm: float) -> TrainingError:
+def not_finite(run: Run, update: int, place: int, loss: float, norm: float) -> TrainingError:
     """The error that stops a run: which update, which rows, what to go back to."""
     rows = run.settings.training.rows_per_update
     kept, states = list_steps(run.path), list_states(run.path)
     return TrainingError(
         f"loss {loss} and gradient norm {norm} at update {update} "
-        f"(rows {update * rows} to {(update + 1) * rows - 1} of the order)",
+        f"(rows {place} to {place + rows - 1} of the order)",
         where=run.path,
         expected="finite numbers",
         found=f"last good checkpoint step{kept[-1]}, last full state step{states[-1]}"
