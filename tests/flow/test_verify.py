@@ -306,6 +306,41 @@ def test_a_forged_manifest_never_breaks_verify(run: Path, facts: dict[str, Any])
         assert any("step12" in fault.place for fault in faults(path))
 
 
+GHOST = {"dtype": "float32", "shape": [1], "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"member": "other"}, "not the member it must have; expected tiny; found other"),
+        ({"full_state": False}, "not the full state it must have; expected True; found False"),
+        ({"tensors": {"ghost": GHOST}}, "no file holds the tensor ghost"),
+    ],
+)
+def test_the_last_checkpoint_forged(run: Path, change: dict[str, Any], problem: str) -> None:
+    def forged(content: dict[str, Any]) -> None:
+        tensors = content["facts"]["tensors"] | change.get("tensors", {})
+        content["facts"] |= change | {"tensors": tensors}
+
+    forge(step_folder(run, 24), forged)
+    for path in (run, step_folder(run, 24)):
+        assert [(fault.place, fault.problem) for fault in faults(path)] == [
+            (str(step_folder(run, 24)), problem)
+        ]
+
+
+def test_a_header_that_reaches_beyond_its_file(run: Path) -> None:
+    path = step_folder(run, 12) / WEIGHTS
+    data = path.read_bytes()
+    end = str(max(one["data_offsets"][1] for one in json.loads(
+        data[8 : 8 + int.from_bytes(data[:8], "little")]
+    ).values() if "data_offsets" in one))  # fmt: skip
+    path.write_bytes(data.replace(f"{end}]".encode(), b"9" * len(end) + b"]", 1))
+    first = faults(run)[0]
+    assert "lies outside the file" in first.problem
+    assert "its header was damaged" in first.cause
+
+
 def test_metrics_that_are_not_the_runs(run: Path, site: Path) -> None:
     path = run / METRICS
     whole = path.read_text()
@@ -559,3 +594,15 @@ def test_a_suite_that_is_not_what_its_record_says(home: Path, tmp_path: Path) ->
     assert "not in suite.json" in unlisted[0].notes[0]
     flip(copy / "suite.json", 100)
     assert faults(copy)[0].place in (str(copy), str(copy / "suite.json"))
+
+
+def test_a_branch(say: Type, run: Path, site: Path) -> None:
+    branch = site / "branch"
+    assert say("branch", run, "--at", 10, "--splice", "identity", "--out", branch).code == 0
+    assert faults(branch) == []
+    rows = [subject for subject in verify(branch) if subject.name == "branch/rows"]
+    assert rows[0].kind == "rows of 24 updates"
+    assert len(rows[0].jobs) == 5  # to where it begins, and between its steps 10, 12, 16, 20, 24
+    assert faults(step_folder(branch, 10)) == []
+    forge(step_folder(branch, 10), lambda content: content["facts"].update(tokens=640 + 64))
+    assert faults(branch)[0].problem.startswith("not the number of tokens it must have")
