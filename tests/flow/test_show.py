@@ -12,6 +12,7 @@ import pytest
 from grown import CONTEXT, Ground, begin, settings
 from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.checkpoints.store import step_folder
+from ontogeny.digest import digest_json
 from ontogeny.model.hf import load
 from ontogeny.suite import Record, StageRecord, load_suite, write_record
 from ontogeny.training.loop import train
@@ -128,6 +129,17 @@ def test_inputs_that_are_others(say: Type, site: Path, tmp_path: Path) -> None:
     shutil.copytree(step_folder(copy / "run", 2), step_folder(copy / "run", 4))
     parents = shown(say, step_folder(copy / "run", 12))["parents"]
     assert parents == ["tiny/step8", f"{step_folder(copy / 'run', 4)} is another"]
+
+
+def test_no_manifest_commands_the_terminal(say: Type, site: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(site / "store", tmp_path / "store"))
+    written = json.loads((copy / MANIFEST).read_text())
+    written["content"]["facts"]["dtype"] = "\x1b]0;title\x07[bold]"
+    written["digest"] = digest_json(written["content"])
+    (copy / MANIFEST).write_text(json.dumps(written))
+    said = say("show", copy)
+    assert "\x1b" not in said.out
+    assert "dtype=\N{REPLACEMENT CHARACTER}]0;title\N{REPLACEMENT CHARACTER}[bold]" in said.out
 
 
 def test_a_suite(say: Type, site: Path, tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_what_is_whole(site: Path) -> None:
     files = [path for path in payload_files(site / "run/steps") if path.name != MANIFEST]
     assert steps.num_bytes == sum(path.stat().st_size for path in files)
     assert len(subjects["run/rows"].jobs) == len(STEPS)
+    kinds = [one.kind for one in verify(step_folder(site / "run", 16))]
+    assert kinds == ["checkpoint", "rows of 4 updates"]
     for path in (site / "store", site / "run", *(step_folder(site / "run", s) for s in STEPS)):
         assert faults(path) == []
 
@@ -439,7 +441,7 @@ def test_how_far_it_is_can_be_watched(run: Path) -> None:
 
 def test_the_words_of_verify(say: Type, run: Path, site: Path) -> None:
     said = say("verify", run)
-    assert said.code == 0
+    assert (said.code, said.err) == (0, "")
     assert said.out.splitlines()[0].split() == [
         "what", "kind", "files", "tensors", "bytes", "verdict",
     ]  # fmt: skip
@@ -458,7 +460,8 @@ def test_the_words_of_verify(say: Type, run: Path, site: Path) -> None:
     assert json.loads(say("verify", site / "store", "--json").out)["whole"] is True
 
 
-def test_verify_of_nothing(say: Type, tmp_path: Path) -> None:
+def test_verify_of_nothing(say: Type, tmp_path: Path, grown_site: Path) -> None:
+    assert "try: the folder it is in" in say("verify", grown_site / "run" / METRICS).err
     said = say("verify", tmp_path / "none")
     assert said.code == 2
     assert f"error: {tmp_path / 'none'}: no such folder; expected a folder with" in said.err

@@ -18,7 +18,7 @@ from ontogeny.digest import SHORT
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from ontogeny.stages.subjects import Subject
 
@@ -51,7 +51,8 @@ def verify(
         )
     else:
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, transient=True) as progress:
+        silent = not err.is_terminal
+        with Progress(*columns, console=err, transient=True, disable=silent) as progress:
             bar = progress.add_task("")
             subjects = verify_all(
                 Path(path), lambda done, total: progress.update(bar, completed=done, total=total)
@@ -80,8 +81,7 @@ def show(
     if as_json:
         out.print(json.dumps(shown, indent=1), markup=False, highlight=False)
         return
-    for line in _told(shown):
-        out.print(line, markup=False, highlight=False)
+    _print(_told(shown))
     if "stages" in shown:
         header = ["stage", "kind", "digest", "bytes", "seconds", ""]
         print_table(
@@ -153,7 +153,14 @@ def _tell_verdict(subjects: list[Subject], seconds: float) -> None:
         files, tensors, size = map(sum, zip(*counts, strict=True))
         told = f"{files:,} files, {tensors:,} tensors, {size / 1e9:.2f} GB in {seconds:.1f} s"
         lines.append(f"whole: {told}")
-    out.print("\n".join(lines), markup=False, highlight=False)
+    _print(lines)
+
+
+def _print(lines: Iterable[str]) -> None:
+    """Print lines as they are, but for what a terminal would obey."""
+    for line in lines:
+        told = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
+        out.print(told, markup=False, highlight=False)
 
 
 def _verdict(subject: Subject) -> str:

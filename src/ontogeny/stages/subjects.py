@@ -213,12 +213,13 @@ def _rows(
     ends = [(step, str(one.facts.get("rows_digest"))) for step, one in checkpoints.items()]
     if len(seen) > max(checkpoints, default=0):
         ends.append((len(seen), seen[-1]))
-    subject.kind = f"rows of {max((step for step, _ in ends), default=0):,} updates"
-    begin = (0, batches.start)
+    begin, updates = (0, batches.start), 0
     for end in ends:
         if seen or begin[0] or end[0] == 0:  # of a single checkpoint, the rows since its parent
             subject.jobs.append(partial(_stretch, run.path, batches, begin, end, seen))
+            updates += end[0] - begin[0]
         begin = end if DIGEST.fullmatch(end[1]) else begin
+    subject.kind = f"rows of {updates:,} updates"
     return subject
 
 

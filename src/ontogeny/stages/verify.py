@@ -89,11 +89,12 @@ def plan(path: Path) -> list[Subject]:
         return list(artifact_subjects(path, path.resolve().name))
     found = list(artifacts_under(path)) if path.is_dir() else []
     if not found:
+        lint = "ontogeny lint, for checkpoints without manifests"
         raise DataError(
             "nothing to verify" if path.exists() else "no such folder",
             where=path,
             expected=f"a folder with {MANIFEST} or {RECORD}, or one that holds such folders",
-            fix="ontogeny lint, for checkpoints without manifests" if path.exists() else None,
+            fix="the folder it is in" if path.is_file() else lint if path.exists() else None,
         )
     return [
         subject
