@@ -1,0 +1,83 @@
+"""A run that may be spoiled, ways to spoil what it has on record, and what `verify` then finds."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from grown import Ground, begin, settings
+from ontogeny.artifact import MANIFEST
+from ontogeny.digest import digest_bytes, digest_file, digest_json
+from ontogeny.errors import Fault
+from ontogeny.stages.verify import verify
+from ontogeny.training.loop import train
+
+WEIGHTS = "model.safetensors"
+EMBEDDING = "gpt_neox.embed_in.weight"
+
+
+def grow_site(ground: Ground, home: Path) -> Path:
+    """A copy of the ground with a finished run on it, so that they may be moved together."""
+    shutil.copytree(ground.home, home)
+    site = Ground(home)
+    train(begin(site, home / "run", settings()), site.batches(4))
+    return home
+
+
+def faults(path: Path) -> list[Fault]:
+    return [fault for subject in verify(path) for fault in subject.faults]
+
+
+def notes(path: Path) -> str:
+    return "; ".join(note for subject in verify(path) for note in subject.notes)
+
+
+def flip(path: Path, place: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    path.write_bytes(bytes(data))
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite a manifest so that it is true to itself again: its files and its own digest."""
+    written = json.loads((folder / MANIFEST).read_text())
+    content = written["content"]
+    for name, entry in content["files"].items():
+        entry |= {"bytes": (folder / name).stat().st_size, "sha256": digest_file(folder / name)}
+    if (folder / WEIGHTS).is_file() and "tensors" in content["facts"]:
+        for name, tensor in load_file(folder / WEIGHTS).items():
+            data = tensor.contiguous().numpy().tobytes()
+            content["facts"]["tensors"][name]["sha256"] = digest_bytes(data)
+    change(content)
+    written["digest"] = digest_json(content)
+    (folder / MANIFEST).write_text(json.dumps(written))
+
+
+def no_change(content: dict[str, Any]) -> None:
+    """Only what follows from the files."""
+
+
+def payload_files(home: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in home.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_size
+    )
+
+
+def require_every_flip_found(home: Path, files: list[Path], seed: int) -> None:
+    """Flip a bit of each file and ask `verify`; the file is whole again afterwards."""
+    places = random.Random(seed)
+    for path in files:
+        data = path.read_bytes()
+        flip(path, places.randrange(len(data)), places.randrange(8))
+        first = faults(home)[0]
+        named = path.parent if path.name == MANIFEST else path
+        assert str(named) in first.place or first.place == str(home), path
+        path.write_bytes(data)
