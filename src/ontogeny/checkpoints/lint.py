@@ -8,35 +8,31 @@ could not be looked at is said. Not here: several runs (`lint_runs.py`), manifes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ontogeny.artifact import MANIFEST, open_artifact
-from ontogeny.checkpoints.lint_copies import Linted, find_copies
+from ontogeny.checkpoints.lint_copies import find_copies
 from ontogeny.checkpoints.lint_folders import (
-    FETCH,
     Finding,
     compare_forms,
     find_steps,
     missing_steps,
     open_checkpoint,
 )
-from ontogeny.checkpoints.lint_measure import Measured, Moves, measure
+from ontogeny.checkpoints.lint_measure import Linted, Measured, measure
 from ontogeny.checkpoints.lint_path import (
-    Floats,
+    find_noise,
     median,
     place_of,
-    sharper_than_usual,
+    sees_noise,
     to_stretches,
 )
 from ontogeny.config import build
 from ontogeny.errors import OntogenyError
 from ontogeny.suite import RunSettings
-
-SHARPER = 0.45  # a turn so much sharper than usual, and back rather than on, is noise
-BACK = 0.2
 
 
 def lint_run(path: Path) -> Linted:
@@ -55,11 +51,8 @@ def lint_run(path: Path) -> Linted:
     measured = measure([one for one in checkpoints if one.tensors])
     linted = Linted(name, checkpoints, declared, measured, findings)
     for step, tensors in measured.not_finite.items():
-        linted.findings.append(
-            Finding("alarm", name, (step,), "holds NaN or infinity",
-                    "a damaged copy, a conversion that overflowed, or training that diverged",
-                    FETCH, tuple(tensors))
-        )  # fmt: skip
+        cause = "a damaged copy, a conversion that overflowed, or training that diverged"
+        linted.alarm([step], "holds NaN or infinity", cause, tensors)
     wrong = find_copies(linted)
     kept = [at for at, step in enumerate(measured.steps) if step not in wrong]
     wrong |= _off_the_path(linted, kept, absent)
@@ -89,20 +82,19 @@ def _off_the_path(linted: Linted, kept: list[int], absent: list[int]) -> set[int
     """
     measured, wrong = linted.measured, set[int]()
 
-    def alarm(step: int, told: str, cause: str) -> None:
-        wrong.add(step)
-        linted.findings.append(Finding("alarm", linted.name, (step,), told, cause, FETCH))
-
     for step, alike in _breaks(measured, kept):
         told = f"the weights after it have little in common with it (cosine {alike:.2f})"
-        alarm(step, told, "the later steps come from another start, or this one is of another run")
+        cause = "the later steps come from another start, or this one is of another run"
+        linted.alarm([step], told, cause)
+        wrong.add(step)
         if step != measured.steps[kept[0]]:
             return wrong  # two runs in one folder have no common path
     kept = [at for at in kept if measured.steps[at] not in wrong]
     while found := _misplaced(measured, kept, absent):
         without = {at: [one for one in kept if one != at] for at in found}
         worst = min(found, key=lambda at: _disorder(measured, without[at], absent, found[at][0]))
-        alarm(measured.steps[worst], *found[worst][1:])
+        linted.alarm([measured.steps[worst]], *found[worst][1:])
+        wrong.add(measured.steps[worst])
         kept = without[worst]
     return wrong
 
@@ -169,77 +161,33 @@ def _tensors_off_the_path(linted: Linted, wrong: set[int]) -> None:
     Steps that are `wrong` as a whole, and those beside them, are left out.
     """
     measured, steps = linted.measured, linted.measured.steps
-    beside = {at + by for at, step in enumerate(steps) if step in wrong for by in (-1, 0, 1)}
-    by_step: dict[int, list[str]] = {}
-    for name, found in noisy_steps(measured.turns).items():
-        for at in found:
-            by_step.setdefault(at, []).append(name)
-    for name, moves in measured.moves.items():
-        there = [at for at, step in enumerate(steps) if step in measured.digests[name]]
-        for at in _there_and_back(moves):
-            if name not in by_step.setdefault(there[at], []):
-                by_step[there[at]].append(name)
-    told = "turns away from the path and back"
+    beside = {steps[by] for at, step in enumerate(steps) if step in wrong
+              for by in range(max(0, at - 1), min(len(steps), at + 2))}  # fmt: skip
+    by_step: dict[int, set[str]] = {}
+    found = {name: {*away} for name, away in measured.away.items()}
+    for name, noisy in zip(measured.turns, find_noise(measured.all_turns()), strict=True):
+        found[name] |= {steps[at] for at in np.flatnonzero(noisy)}
+    for name, away in found.items():
+        for step in away - beside:
+            by_step.setdefault(step, set()).add(name)
     cause = "noise or a damaged block in this tensor; a loss spike moves all tensors, and for good"
-    for at, tensors in sorted(by_step.items()):
-        if tensors and at not in beside:
-            what = tensors[0] if len(tensors) == 1 else f"{len(tensors)} tensors: each"
-            linted.findings.append(
-                Finding("alarm", linted.name, (steps[at],), f"{what} {told}", cause, FETCH,
-                        tuple(sorted(tensors)))
-            )  # fmt: skip
-
-
-def _there_and_back(moves: Moves) -> list[int]:
-    """Where a whole tensor moves far away and returns, more than three usual moves far."""
-    before, after = moves.move_squares[:-1], moves.move_squares[1:]
-    with np.errstate(all="ignore"):
-        across = before + after + 2 * moves.products
-        return [int(at) + 1 for at in np.flatnonzero(across < 0.1 * np.minimum(before, after))]
-
-
-def noisy_steps(turns: Mapping[str, Floats]) -> dict[str, list[int]]:
-    """The steps (indices) at which a tensor turns as only noise does, by tensor.
-
-    Beside a noisy step turns look sharper too: of neighbours only the sharpest counts, unless a
-    turn is sharp enough by itself.
-    """
-    found = {}
-    if not turns:
-        return {}
-    sharper = sharper_than_usual(np.stack([*turns.values()]))
-    for (name, row), excess in zip(turns.items(), sharper, strict=True):
-        bad = [at for at in range(len(row)) if excess[at] > SHARPER and row[at] < BACK]
-        found[name] = [
-            at for at in bad
-            if row[at] < -0.5 or all(excess[at] >= excess[one] for one in bad if abs(one - at) == 1)
-        ]  # fmt: skip
-    return found
-
-
-def visible_share(measured: Measured) -> tuple[float, int]:
-    """The share of places, a tensor at a step, where noise of half a move would be seen; places."""
-    if not measured.turns:
-        return 0.0, 0
-    cosines = np.stack([*measured.turns.values()])
-    noisy = np.stack([*measured.noisy.values()])
-    known = np.isfinite(cosines)
-    excess = sharper_than_usual(cosines) + cosines - noisy
-    seen = (excess > SHARPER) & (noisy < BACK) & known
-    return float(seen.sum() / max(1, known.sum())), int(known.sum())
+    for step, names in sorted(by_step.items()):
+        what = f"{len(names)} tensors turn" if len(names) > 1 else f"{min(names)} turns"
+        linted.alarm([step], f"{what} away from the path and back", cause, sorted(names))
 
 
 def _say_what_was_not_checked(linted: Linted) -> None:
     measured, steps = linted.measured, linted.measured.steps
-    share, places = visible_share(measured)
+    seen = sees_noise(measured.all_turns(), measured.all_turns(noisy=True))
+    places = int(np.isfinite(measured.all_turns()).sum())
     say = linted.unchecked.append
     if len(steps) < 3:
         say("whether steps lie on one path: that takes three or more")
     else:
         say(f"whether steps {steps[0]} and {steps[-1]} lie on the path, which ends there")
     if places:
-        say(f"noise, but in matrices at inner steps; half an update of it in one would be seen at "
-            f"{share:.0%} of {places:,} such places, less of it at fewer")  # fmt: skip
+        share = f"{seen.sum() / places:.0%} of {places:,} such places"
+        say(f"noise, but in matrices at inner steps; half an update of it would be seen at {share}")
     else:
         say("noise in single tensors: that takes six steps and matrices that move visibly")
     say("optimizer states, tokenizers, and which data the steps have seen (ontogeny verify)")

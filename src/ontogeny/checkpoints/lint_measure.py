@@ -9,30 +9,23 @@ Not here: what is concluded (`lint.py`), the geometry itself (`lint_path.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ontogeny.checkpoints.lint_folders import Checkpoint, Held
+from ontogeny.checkpoints.lint_folders import FETCH, Checkpoint, Finding, Held
 from ontogeny.checkpoints.lint_path import Floats, sample_places, squared_distances, turns
+from ontogeny.digest import digest_json
+from ontogeny.suite import RunSettings
 
 BLOCK = 1 << 22  # elements of a tensor in memory at a time, of a step and the one before it
 LEAST_SIDE = 8  # rows and columns of a tensor whose turns mean something
 LEAST_STEPS = 6
 # Root mean square of the rounding error of a number, as a share of it.
 ROUNDING = {"float64": 0.0, "float32": 2.5e-8, "float16": 2e-4, "bfloat16": 1.6e-3}
-
-
-@dataclass(slots=True)
-class Moves:
-    """Sums over a whole tensor: squares of each step and move, products of moves that follow."""
-
-    squares: Floats
-    move_squares: Floats
-    products: Floats
 
 
 @dataclass(slots=True)
@@ -56,7 +49,7 @@ class Measured:
     steps: list[int]
     digests: dict[str, dict[int, str]] = field(default_factory=dict)
     not_finite: dict[int, list[str]] = field(default_factory=dict)
-    moves: dict[str, Moves] = field(default_factory=dict)
+    away: dict[str, list[int]] = field(default_factory=dict)  # steps far from both neighbours
     turns: dict[str, Floats] = field(default_factory=dict)
     noisy: dict[str, Floats] = field(default_factory=dict)
     alike: dict[str, Floats] = field(default_factory=dict)  # cosine of a step and the next one
@@ -70,11 +63,56 @@ class Measured:
         self.distances = _no_distances(len(self.steps))
         self.rounding = np.zeros(len(self.steps))
 
+    def all_turns(self, *, noisy: bool = False) -> Floats:
+        """How every matrix turns, or would with noise: [matrices, steps]."""
+        table = self.noisy if noisy else self.turns
+        return np.stack([*table.values()]) if table else np.zeros((0, len(self.steps)))
+
     def constant(self) -> set[str]:
         """Tensors that are the same at every step."""
         return {
             name for name, found in self.digests.items() if len({*found.values()}) == 1 < len(found)
         }
+
+
+@dataclass(slots=True)
+class Linted:
+    """A run that was looked at."""
+
+    name: str
+    checkpoints: list[Checkpoint]
+    declared: RunSettings | None
+    measured: Measured
+    findings: list[Finding]
+    unchecked: list[str] = field(default_factory=list)
+
+    def alarm(
+        self, steps: Iterable[int], problem: str, cause: str, tensors: Iterable[str] = ()
+    ) -> None:
+        """Add an alarming finding."""
+        self.findings.append(
+            Finding("alarm", self.name, tuple(steps), problem, cause, FETCH, tuple(tensors))
+        )
+
+    @property
+    def checked(self) -> str:
+        """What was looked at, in words."""
+        steps, measured = self.measured.steps, self.measured
+        span = f" ({steps[0]} to {steps[-1]})" if steps else ""
+        return (
+            f"{len(steps)} steps{span}, {len(measured.digests)} tensors, "
+            f"{measured.bytes_read / 1e9:.3g} GB, each byte once: files, shapes, dtypes, copies, "
+            "NaN, order of the steps, turns of each matrix"
+        )
+
+    @property
+    def whole(self) -> dict[int, str]:
+        """The digest of all tensors of each step that has any."""
+        steps: dict[int, dict[str, str]] = {}
+        for name, digests in self.measured.digests.items():
+            for step, digest in digests.items():
+                steps.setdefault(step, {})[name] = digest
+        return {step: digest_json(found) for step, found in sorted(steps.items())}
 
 
 def measure(checkpoints: Sequence[Checkpoint]) -> Measured:
@@ -111,13 +149,13 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
         return
     rows_at, columns_at = sample_places(rows, columns)
     sampled = (rows_at[:, None] * columns + columns_at).ravel()
-    path, finite, moves = _read(measured, name, held, sampled)
+    path, finite, away = _read(measured, name, held, sampled)
     if not all(part.is_number for part in held.values()):
         return
     steps, at = measured.steps, np.array(list(held))
     for index in at[~finite]:
         measured.not_finite.setdefault(steps[index], []).append(name)
-    measured.moves[name] = moves
+    measured.away[name] = [steps[index] for index in at[1:-1][away]]
     groups = [group for group in copies(measured.digests[name]) if len(group) < len(held)]
     if name in measured.constant() or min(rows, columns) < LEAST_SIDE:
         return
@@ -134,12 +172,15 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
 
 def _read(
     measured: Measured, name: str, held: dict[int, Held], sampled: NDArray[np.int64]
-) -> tuple[Floats, NDArray[np.bool_], Moves]:
-    """The sample of a tensor at each step, whether all of it is finite, and its sums."""
+) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
+    """The sample of a tensor at each step, where all of it is finite, and where it is far away.
+
+    Far away means that the whole tensor moves more than three usual moves, and back.
+    """
     parts = list(held.values())
     hashes = [hashlib.sha256() for _ in parts]
     path, finite = np.zeros((len(parts), len(sampled))), np.ones(len(parts), dtype=bool)
-    sums = np.zeros((3, len(parts)))
+    squares, products = np.zeros(len(parts) - 1), np.zeros(max(0, len(parts) - 2))
     for first in range(0, parts[0].num_elements, BLOCK):
         count = min(BLOCK, parts[0].num_elements - first)
         begin, end = np.searchsorted(sampled, (first, first + count))
@@ -153,22 +194,21 @@ def _read(
             if not part.is_number:
                 continue
             wide = values.float()
-            square = torch.dot(wide, wide).item()
-            finite[at] &= np.isfinite(square) or bool(torch.isfinite(wide).all())
-            sums[0, at] += square
+            finite[at] &= bool(torch.isfinite(wide).all())
             path[at, begin:end] = wide.numpy()[sampled[begin:end] - first]
             if before is not None:
                 move = wide - before
-                sums[1, at - 1] += torch.dot(move, move).item()
+                squares[at - 1] += torch.dot(move, move).item()
                 if move_before is not None:
-                    sums[2, at - 2] += torch.dot(move, move_before).item()
+                    products[at - 2] += torch.dot(move, move_before).item()
                 move_before = move
             before = wide
-    steps = [measured.steps[at] for at in held]
     measured.digests[name] = {
-        step: one.hexdigest() for step, one in zip(steps, hashes, strict=True)
+        measured.steps[at]: one.hexdigest() for at, one in zip(held, hashes, strict=True)
     }
-    return path, finite, Moves(sums[0], sums[1, :-1], sums[2, :-2])
+    with np.errstate(invalid="ignore"):  # infinite squares
+        across = squares[:-1] + squares[1:] + 2 * products
+    return path, finite, across < 0.1 * np.minimum(squares[:-1], squares[1:])
 
 
 def _add_geometry(
@@ -185,12 +225,9 @@ def _add_geometry(
         return
     measured.rounding[there] += rounding[good] / scale
     flat = path[good].reshape(len(there), -1)
-    squares = np.sqrt((flat**2).sum(1))
-    alike = np.full(number, np.nan)
-    alike[there[:-1]] = (flat[:-1] * flat[1:]).sum(1) / np.maximum(
-        squares[:-1] * squares[1:], 1e-30
-    )
-    measured.alike[name] = alike
+    units = flat / np.maximum(np.linalg.norm(flat, axis=1), 1e-30)[:, None]
+    measured.alike[name] = np.full(number, np.nan)
+    measured.alike[name][there[:-1]] = (units[:-1] * units[1:]).sum(1)
     if len(there) < LEAST_STEPS:
         return
     found = turns(path[good])

@@ -18,14 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 SIDE = 64  # rows and columns of a tensor that are sampled
 AROUND = 4  # moves on each side of a step that say in which directions the tensor moves
 RIDGE = 0.01  # least share of the mean energy that a direction is taken to have
 NOISE = 0.5  # of the shorter move: the noise whose visibility is reported
 WINDOW = 5  # steps on each side that say how sharply a tensor usually turns
+# A turn that is so much sharper than usual, and not rather on than back, is noise.
+SHARPER, BACK, STRAIGHT_BACK = 0.45, 0.2, -0.5
 POWER = 0.6  # distance grows about so with the number of updates, between a walk and a line
 FAR = 5.0  # times the step before: across wider gaps the law of distances does not hold
+PEAK = -1.6  # of runs without a spike -1.2 and more was seen, with one -2.1 and less
 OCTAVES = 0.4  # a step misplaced by less is not told from an uneven pace
 
 
@@ -66,11 +70,28 @@ def turns(path: Floats) -> Turns:
     return Turns(cosine, noisy)
 
 
-def sharper_than_usual(cosines: Floats) -> Floats:
-    """By how much each tensor turns more sharply than it does near by, and than the others do.
+def find_noise(cosines: Floats) -> Flags:
+    """Where tensors turn as only noise makes them turn: `cosines` is [tensors, steps], or NaN.
 
-    `cosines` is [tensors, steps], NaN where nothing is known; so is the answer.
+    Beside noise turns look sharper too: of neighbours only the sharpest counts, unless it points
+    straight back.
     """
+    excess = sharper_than_usual(cosines)
+    noisy = (excess > SHARPER) & (cosines < BACK)
+    worst = np.pad(np.where(noisy, excess, 0), ((0, 0), (1, 1)))
+    beside = np.maximum(worst[:, :-2], worst[:, 2:])
+    return noisy & ((excess >= beside) | (cosines < STRAIGHT_BACK))
+
+
+def sees_noise(cosines: Floats, noisy: Floats) -> Flags:
+    """Where noise would be found that turned a tensor to `noisy`."""
+    excess = sharper_than_usual(cosines) + cosines - noisy
+    seen: Flags = (excess > SHARPER) & (noisy < BACK)
+    return seen
+
+
+def sharper_than_usual(cosines: Floats) -> Floats:
+    """By how much each tensor turns more sharply than it does near by, and than the others do."""
     usual = np.full_like(cosines, np.nan)
     for at in range(cosines.shape[1]):
         near = np.r_[max(0, at - WINDOW) : at, at + 1 : min(cosines.shape[1], at + WINDOW + 1)]
@@ -94,13 +115,15 @@ class Place:
     """Where on the path a step lies: the most likely step, and how far off each guess is.
 
     `off_label` and `off_best` are root mean squares of the logarithm of distances; `spread` is that
-    of the law itself among the other steps.
+    of the law itself among the other steps, `bend` its second-order term: a loss spike, which takes
+    the steps before it far from those after it, is a peak of the pace.
     """
 
     step: float
     off_label: float
     off_best: float
     spread: float
+    bend: float
 
     def contradicts(self, label: int) -> bool:
         """Whether the weights are clearly of another step than the one they are given as."""
@@ -108,6 +131,7 @@ class Place:
             abs(np.log2((self.step + 1) / (label + 1))) > OCTAVES
             and self.off_label > max(0.25, 1.6 * self.off_best)
             and self.spread < 0.2
+            and self.bend > PEAK
         )
 
 
@@ -119,7 +143,8 @@ def place_of(steps: list[int], distances: Floats, at: int) -> Place | None:
     reach = 3 if at in (0, len(steps) - 1) else 2
     sides = [*range(max(0, at - reach), at), *range(at + 1, min(len(steps), at + reach + 1))]
     when = np.array(steps, dtype=float) + 1
-    near = when[min(at, *sides) : max(at, *sides) + 1]
+    sides = [one for one in sides if steps[one]]
+    near = when[min([at, *sides]) : max([at, *sides]) + 1]
     if len(sides) < 3 or (near[1:] / near[:-1]).max() > FAR:
         return None
     pairs = [(i, j) for i in sides for j in sides if i < j]
@@ -132,6 +157,7 @@ def place_of(steps: list[int], distances: Floats, at: int) -> Place | None:
     weights = np.array([1 / (1 + sides.index(j) - sides.index(i)) for i, j in pairs])
     law = _fit(ends, logs, weights, when[at], degree)
     spread = float(np.sqrt(np.average((_law(law, ends, when[at]) - logs) ** 2, weights=weights)))
+    bend = float(law[2]) if degree == 2 else -np.inf  # unknown: no ground for an alarm
     seen = np.log(np.maximum(distances[at, sides], np.finfo(float).tiny))
 
     def off(guess: float) -> float:
@@ -140,9 +166,9 @@ def place_of(steps: list[int], distances: Floats, at: int) -> Place | None:
 
     low = when[at - 1] if at else when[0] / 2
     high = when[at + 1] if at + 1 < len(when) else when[-1] * 2
-    guesses = np.geomspace(low, high, 130)[1:-1]
-    best = min(guesses, key=off)
-    return Place(float(best) - 1, off(when[at]), off(float(best)), spread)
+    is_wide = high > low * 2**OCTAVES  # else no guess is far from the label
+    best = min(np.geomspace(low, high, 130)[1:-1] if is_wide else when[at : at + 1], key=off)
+    return Place(float(best) - 1, off(when[at]), off(float(best)), spread, bend)
 
 
 def to_stretches(distances: Floats, at: int) -> Floats:

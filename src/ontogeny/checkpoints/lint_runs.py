@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ontogeny.checkpoints.lint_copies import Linted, first_still
+from ontogeny.checkpoints.lint_copies import first_still
 from ontogeny.checkpoints.lint_folders import FETCH, Finding
+from ontogeny.checkpoints.lint_measure import Linted
 from ontogeny.checkpoints.lint_path import Floats
 from ontogeny.errors import ConfigError
 
@@ -83,11 +84,6 @@ def _of_pair(left: Linted, right: Linted, is_same: bool | None) -> Iterator[Find
             told = f"step {step} of {left.name} is step {elsewhere[digest]} of {right.name}"
             cause = "one member's files were published as the other's, under another number"
             yield Finding("alarm", names, (step, elsewhere[digest]), told, cause, FETCH)
-    partly = _partly_shared(left, right, {*shared})
-    if partly:
-        steps = tuple(sorted({step for found in partly.values() for step in found}))
-        yield Finding("alarm", names, steps, f"share {len(partly)} tensors", "shards of one member "
-                      "were published as the other's", FETCH, tuple(sorted(partly)))  # fmt: skip
     yield from _foreign_start(left, right)
     yield from _foreign_start(right, left)
 
@@ -144,14 +140,3 @@ def _likeness(before: dict[str, Floats], after: dict[str, Floats]) -> float:
         if one.shape == two.shape
     ]
     return float(np.median(cosines)) if cosines else 0.0
-
-
-def _partly_shared(left: Linted, right: Linted, shared: set[int]) -> dict[str, list[int]]:
-    """Tensors that move, and are the same in both runs at steps that are not shared as a whole."""
-    ours, theirs = left.measured, right.measured
-    found: dict[str, list[int]] = {}
-    for name in ours.starts.keys() & theirs.starts.keys():
-        for step, digest in ours.digests[name].items():
-            if step > 1 and step not in shared and theirs.digests[name].get(step) == digest:
-                found.setdefault(name, []).append(step)
-    return found

@@ -13,8 +13,8 @@ import typer
 from ontogeny.cli.app import app, out
 
 if TYPE_CHECKING:
-    from ontogeny.checkpoints.lint_copies import Linted
     from ontogeny.checkpoints.lint_folders import Finding
+    from ontogeny.checkpoints.lint_measure import Linted
 
 MAX_STEPS = 8  # named one by one; --json has them all
 WIDTH, MARGIN = 99, " " * 9  # columns of a line, and in front of it
