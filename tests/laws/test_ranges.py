@@ -208,16 +208,15 @@ keys = st.one_of(
 )
 
 
-@given(key=keys, column=st.integers(0, 1))
+@given(key=keys)
 def test_arrays_in_ranges_index_like_arrays(
-    tmp_path_factory: pytest.TempPathFactory, key: object, column: int
+    tmp_path_factory: pytest.TempPathFactory, key: object
 ) -> None:
     values = np.arange(12, dtype="<i8").reshape(6, 2) * 7
     path = tmp_path_factory.getbasetemp() / "numbers"
     path.write_bytes(b"head" + values.tobytes() + b"tail")
     array = RangeArray(open_ranges(path), values.dtype, 4, (6, 2))
     np.testing.assert_array_equal(array[key], values[key])  # type: ignore[call-overload]
-    np.testing.assert_array_equal(array[key, column], values[key, column])  # type: ignore[index]
     for wrong in (6, -7, np.array([2, 6])):
         with pytest.raises(DataError, match="has no such entries; expected at most 6"):
             array[wrong]

@@ -12,7 +12,6 @@ value is checked that is read. Not here: runs of our own (`ontogeny.stages.mater
 from __future__ import annotations
 
 import io
-import math
 import re
 from pathlib import Path
 from typing import cast
@@ -22,7 +21,14 @@ import numpy as np
 from ontogeny.digest import digest_json
 from ontogeny.errors import DataError, OrderError
 from ontogeny.order.blend import windows_asked
-from ontogeny.order.plan import ARRAYS, INT_KINDS, NO_ARRAY, Order, check_indices, load_array
+from ontogeny.order.plan import (
+    ARRAYS,
+    NO_ARRAY,
+    Order,
+    check_indices,
+    check_shapes,
+    load_array,
+)
 from ontogeny.order.rows import Rows
 from ontogeny.order.shuffle import Indices, neox_indices
 from ontogeny.ranges import Place, is_remote, open_ranges
@@ -62,19 +68,23 @@ def open_index_maps(place: Place) -> Order:
             where=place,
             expected="..._train_0_indexmap_NUMBERns_LENGTHsl_SEEDs_doc_idx.npy",
         )
-    store, length = open_pair(named["base"]), int(named["length"])
+    store, length, remote = open_pair(named["base"]), int(named["length"]), is_remote(place)
     files = {name: f"{named['map']}_{SUFFIXES[name]}_idx.npy" for name in ARRAYS}
-    if is_remote(place):
-        indices = _reach_indices(store, files)
+    indices = Indices(**{n: _reach(f) if remote else load_array(Path(f)) for n, f in files.items()})
+    num_epochs = max(1, indices.documents.size // max(1, len(store)))
+    num_windows = indices.windows.size
+    if remote:
+        check_shapes(indices, store, num_epochs, files)
+        place_bounds = np.array([indices.documents.size, store.num_tokens])
+        bounds: list[int | np.ndarray] = [len(store), place_bounds, num_windows]
+        for name, bound in zip(ARRAYS, bounds, strict=True):
+            getattr(indices, name).check = below(bound, files[name], "entry")
     else:
-        local = {name: Path(file) for name, file in files.items()}
-        indices = Indices(**{name: load_array(path) for name, path in local.items()})
-        num_epochs = max(1, len(indices.documents) // max(1, len(store)))
-        _refuse_zeros(indices.windows, 1, local["windows"])
-        _refuse_zeros(indices.documents, num_epochs, local["documents"])
-        check_indices(indices, store, num_epochs, local)
+        _refuse_zeros(indices.windows, 1, files["windows"])
+        _refuse_zeros(indices.documents, num_epochs, files["documents"])
+        check_indices(indices, store, num_epochs, files)
         _probe(store)
-    start = digest_json({"index maps": len(indices.windows), "context_length": length})
+    start = digest_json({"index maps": num_windows, "context_length": length})
     return Order(store, indices, length, start)
 
 
@@ -104,28 +114,7 @@ def is_index_map(place: Place) -> bool:
     return INDEX_MAP.fullmatch(str(place)) is not None
 
 
-def _reach_indices(store: Store, files: dict[str, str]) -> Indices:
-    """Arrays on a server, each entry of which is checked when it is read."""
-    arrays = {name: _reach(file) for name, file in files.items()}
-    num_windows, num_documents = len(arrays["windows"]), len(arrays["documents"])
-    expected: dict[str, tuple[tuple[int, ...], int | np.ndarray]] = {
-        "documents": ((num_documents,), len(store)),
-        "samples": ((num_windows + 1, 2), np.array([num_documents, store.num_tokens])),
-        "windows": ((num_windows,), num_windows),
-    }
-    for name, (shape, bound) in expected.items():
-        if arrays[name].shape != shape:
-            raise OrderError(
-                "array of the wrong shape",
-                where=files[name],
-                expected=list(shape),
-                found=list(arrays[name].shape),
-            )
-        arrays[name].check = below(bound, files[name], "entry")
-    return Indices(**{name: cast(np.ndarray, array) for name, array in arrays.items()})
-
-
-def _reach(file: str) -> RangeArray:
+def _reach(file: str) -> np.ndarray:
     """The numbers of a `.npy` on a server. Raises OrderError for anything else, or half of one."""
     ranges = open_ranges(file)
     head = io.BytesIO(ranges.read(0, min(NPY_HEADER, ranges.size)))
@@ -134,11 +123,12 @@ def _reach(file: str) -> RangeArray:
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(head)
     except NO_ARRAY as error:
         raise OrderError(f"unreadable array ({error})", where=file) from error
-    if by_columns or dtype.kind not in INT_KINDS or not shape:
-        raise OrderError("not rows of integers", where=file, found=f"{dtype} {list(shape)}")
-    num_bytes = head.tell() + math.prod(shape) * dtype.itemsize
+    if by_columns:
+        raise OrderError("stored by columns", where=file, expected="rows")
+    array = RangeArray(ranges, dtype, head.tell(), shape)
+    num_bytes = head.tell() + array.size * dtype.itemsize
     require_bytes(file, ranges.size, num_bytes, "its own header")
-    return RangeArray(ranges, dtype, head.tell(), shape)
+    return cast(np.ndarray, array)
 
 
 def _refuse_other_sizes(store: Store, width: int) -> None:
@@ -159,7 +149,7 @@ def _refuse_other_sizes(store: Store, width: int) -> None:
     )
 
 
-def _refuse_zeros(values: np.ndarray, copies: int, where: Path) -> None:
+def _refuse_zeros(values: np.ndarray, copies: int, where: Place) -> None:
     """Refuse an index array that holds 0 more often than an order does, as broken ones do."""
     zeros = values == 0
     count = int(np.count_nonzero(zeros))

@@ -20,6 +20,7 @@ from ontogeny.digest import digest_json
 from ontogeny.errors import OrderError
 from ontogeny.order.blend import windows_asked
 from ontogeny.order.shuffle import Indices, neox_indices, sound_indices
+from ontogeny.ranges import Place
 from ontogeny.suite import RECIPES, OrderSettings, RecipeName
 from ontogeny.tokens.store import DocumentStore, Store
 
@@ -208,17 +209,15 @@ def load_array(path: Path) -> np.ndarray:
 
 
 def check_indices(
-    indices: Indices, store: Store, num_epochs: int, files: Mapping[str, Path]
+    indices: Indices, store: Store, num_epochs: int, files: Mapping[str, Place]
 ) -> None:
     """Check shapes, ranges, and that no document or window is left out.
 
     Raises OrderError naming which of `files`, by the name of the array, is damaged and where.
     """
+    check_shapes(indices, store, num_epochs, files)
     documents, samples, windows = indices.documents, indices.samples, indices.windows
-    num_windows = windows.size
-    wanted = [(len(store) * num_epochs,), (num_windows + 1, 2), (num_windows,)]
-    for name, shape in zip(ARRAYS, wanted, strict=True):
-        _check_shape(getattr(indices, name), shape, files[name])
+    num_windows = len(windows)
     _check_complete(documents, len(store), files["documents"])
     _check_complete(windows, num_windows, files["windows"])
     for first in range(0, num_windows, BLOCK):
@@ -226,7 +225,17 @@ def check_indices(
         _check_starts(starts, first, documents, store, files["samples"])
 
 
-def _check_shape(array: np.ndarray, shape: tuple[int, ...], where: Path) -> None:
+def check_shapes(
+    indices: Indices, store: Store, num_epochs: int, files: Mapping[str, Place]
+) -> None:
+    """Raise OrderError unless the arrays are of integers and have the shapes of an order's."""
+    num_windows = indices.windows.size
+    wanted = [(len(store) * num_epochs,), (num_windows + 1, 2), (num_windows,)]
+    for name, shape in zip(ARRAYS, wanted, strict=True):
+        _check_shape(getattr(indices, name), shape, files[name])
+
+
+def _check_shape(array: np.ndarray, shape: tuple[int, ...], where: Place) -> None:
     if array.shape != shape or array.dtype.kind not in INT_KINDS:
         raise OrderError(
             "array of the wrong shape",
@@ -236,7 +245,7 @@ def _check_shape(array: np.ndarray, shape: tuple[int, ...], where: Path) -> None
         )
 
 
-def _check_complete(values: np.ndarray, bound: int, where: Path) -> None:
+def _check_complete(values: np.ndarray, bound: int, where: Place) -> None:
     """Every number below `bound` occurs; once each, when there are `bound` of them."""
     inside = (values >= 0) & (values < bound)
     if not inside.all():
@@ -249,7 +258,7 @@ def _check_complete(values: np.ndarray, bound: int, where: Path) -> None:
 
 
 def _check_starts(
-    starts: np.ndarray, first: int, documents: np.ndarray, store: Store, where: Path
+    starts: np.ndarray, first: int, documents: np.ndarray, store: Store, where: Place
 ) -> None:
     """Windows start inside the documents, each after the one in front of it."""
     places, offsets = starts[:, 0], starts[:, 1]
@@ -265,7 +274,7 @@ def _check_starts(
         raise _damaged(where, first + at, expected, f"{places[at]}, {offsets[at]}")
 
 
-def _damaged(where: Path, at: int | None, expected: str, found: object) -> OrderError:
+def _damaged(where: Place, at: int | None, expected: str, found: object) -> OrderError:
     return OrderError(
         "damaged order" if at is None else f"damaged order at entry {at}",
         where=where,

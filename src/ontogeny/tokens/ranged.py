@@ -8,8 +8,10 @@ BASE-00020-of-00020.bin, which are 21, the last of them empty where the others h
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,9 +41,9 @@ class RangeArray:
         shape: tuple[int, ...],
         check: Check | None = None,
     ) -> None:
-        self.dtype, self.shape, self.check = dtype, shape, check
+        self.dtype, self.shape, self.size, self.check = dtype, shape, math.prod(shape), check
         self._ranges, self._offset = ranges, offset
-        self._row_bytes = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        self._row_bytes = dtype.itemsize * math.prod(shape[1:])
 
     @property
     def moved(self) -> int:
@@ -52,8 +54,6 @@ class RangeArray:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
-        if isinstance(key, tuple):  # rows and a column
-            return self[key[0]][..., key[1]]
         if isinstance(key, slice):
             first, last, _ = key.indices(len(self))
             return self.pieces([first], [max(last - first, 0)])
@@ -67,12 +67,9 @@ class RangeArray:
         spans = []
         for start, length in zip(starts, lengths, strict=True):
             if start < 0 or length < 0 or start + length > len(self):
-                raise DataError(
-                    "has no such entries",
-                    where=self._ranges.name,
-                    expected=f"at most {len(self)}",
-                    found=f"{length} from {start} on",
-                )
+                expected, found = f"at most {len(self)}", f"{length} from {start} on"
+                where = self._ranges.name
+                raise DataError("has no such entries", where=where, expected=expected, found=found)
             spans.append((self._offset + start * self._row_bytes, length * self._row_bytes))
         read = read_all(self._ranges, spans)
         if self.check is not None:
@@ -130,7 +127,6 @@ class RangedStore(Store):
         self._index = open_ranges(idx)
         self._bins = open_joined(bins, str(name))
         header = read_header(self._index.read(0, min(HEADER.size, self._index.size)), idx)
-        self.dtype = header.dtype
         if is_remote(idx):
             require_bytes(idx, self._index.size, header.num_bytes, "its own header")
             self._reach_index(header)
@@ -139,7 +135,8 @@ class RangedStore(Store):
             self.num_tokens = self._check_items()
         num_bytes = self.num_tokens * self.dtype.itemsize
         require_bytes(name, self._bins.size, num_bytes, Path(str(idx)).name)
-        self._tokens = RangeArray(self._bins, self.dtype, 0, (self.num_tokens,), self._no_hole)
+        check = partial(refuse_holes, where=str(name))
+        self._tokens = RangeArray(self._bins, self.dtype, 0, (self.num_tokens,), check)
         self.flat = cast(np.ndarray, self._tokens)
 
     @property
@@ -149,14 +146,14 @@ class RangedStore(Store):
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         rows = super().rows(start, stop)
-        steps = np.diff(self.pointers[start:stop])
-        wrong = steps != rows.shape[1] * self.dtype.itemsize
-        if wrong.any():
+        width, steps = rows.shape[1] * self.dtype.itemsize, np.diff(self.pointers[start:stop])
+        if (steps != width).any():
+            at = int((steps != width).argmax())
             raise DataError(
-                f"place of item {start + 1 + int(wrong.argmax())} does not follow from the last",
+                f"place of item {start + 1 + at} does not follow from the last",
                 where=self.idx,
-                expected=f"{rows.shape[1] * self.dtype.itemsize} bytes further",
-                found=int(steps[wrong.argmax()]),
+                expected=f"{width} bytes further",
+                found=steps[at],
                 fix="fetch the file anew",
             )
         return rows
@@ -172,15 +169,13 @@ class RangedStore(Store):
             array = RangeArray(self._index, np.dtype(kind), header.offsets[number], shape, check)
             return cast(np.ndarray, array)
 
-        itemsize, size = self.dtype.itemsize, self._bins.size
+        self.dtype, size = header.dtype, self._bins.size
+        itemsize = self.dtype.itemsize
         self.sizes = column(0, "<i4", size // itemsize + 1, "size of item")
         self.pointers = column(1, "<i8", size + 1, "place of item")
         self.documents = column(2, "<i8", header.num_items + 1, "bound of document")
         last = (int(self.pointers[-1]), int(self.sizes[-1])) if header.num_items else (0, 0)
         self.num_tokens = last[0] // itemsize + last[1]
-
-    def _no_hole(self, values: np.ndarray, first: int) -> None:
-        refuse_holes(values, first, self._bins.name)
 
 
 def open_pair(place: Place) -> Store:
