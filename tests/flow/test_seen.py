@@ -249,6 +249,7 @@ def test_only_what_was_done_was_seen(home: Path, say: Type) -> None:
         (["a", "--tokens", "1"], "what to look for?"),
         (["--tokens", "1;2"], "--tokens: not ids; expected ids, as 12,34; found 1;2"),
         ([""], "nothing to look for; expected a text"),
+        (["a\udcff"], "the text is not Unicode; found half a surrogate pair at character 1"),
         (["a", "--before", "25"], "there is no step 25; expected 0 to 24"),
         (["--document", "d99"], "has no document 'd99'"),
         (["a", "--seed", "1"], "--seed cannot be asked of this"),
@@ -259,6 +260,11 @@ def test_what_cannot_be_asked_is_told(run: Path, say: Type, words: list[str], me
     assert (said.code, said.out) == (2, "")
     assert message in said.err
     assert said.err.count("\n") == 1
+
+
+def test_a_trace_needs_a_text_that_is_one(run: Path, say: Type) -> None:
+    assert "the text is not Unicode" in say("trace", run, "\udcff").err
+    assert "no 6 tokens in a row" in say("trace", run, "").out
 
 
 def test_files_that_cannot_answer_say_why(run: Path, say: Type, tmp_path: Path) -> None:

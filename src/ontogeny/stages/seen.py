@@ -25,7 +25,7 @@ from ontogeny.ranges import is_remote
 from ontogeny.stages.sources import Source
 from ontogeny.steps import checkpoint_steps
 from ontogeny.suite import METRICS
-from ontogeny.tokens.forms import Forms
+from ontogeny.tokens.forms import Forms, require_unicode
 from ontogeny.tokens.ranged import open_pair
 from ontogeny.tokens.store import DocumentStore, Store, open_store
 from ontogeny.tokens.suffixes import (
@@ -125,6 +125,7 @@ class Memory:
         self, text: str, *, least: int, before: int | None, limit: int
     ) -> list[dict[str, Any]]:
         """The longest parts of a text that were seen, in its order, each with some places."""
+        require_unicode(text)
         tokens, spans = self.vocabulary.encode(text), []
         for span in trace(self.history, tokens, least=least, before=before):
             own, sighting = tokens[span.start : span.stop], span.sighting

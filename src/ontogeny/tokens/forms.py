@@ -10,7 +10,7 @@ Not here: where they were seen (`ontogeny.order.seen`).
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +47,16 @@ def spellings(vocabulary: Vocabulary) -> dict[int, bytes]:
     }
 
 
+def require_unicode(text: str) -> None:
+    """Raise ConfigError for a text that no tokens spell, as a command in bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            "the text is not Unicode", found=f"half a surrogate pair at character {error.start}"
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Path:
     """Tokens that spell the begin of a text, where each index has them, and the bytes left."""
@@ -77,6 +87,7 @@ class Forms:
 
         No two begin at the same token of a store, so their counts add up.
         """
+        require_unicode(text)
         normalizer = self._vocabulary.tokenizer.normalizer
         text = text if normalizer is None else normalizer.normalize_str(text)
         if not text:
@@ -111,11 +122,9 @@ class Forms:
     def _next(self, path: _Path, space: int) -> Iterator[int]:
         """The ids that may go on: they spell what is left, or its begin, or go on beyond it."""
         rest = path.rest
-        for size in range(space + 1, min(len(rest), self._longest + 1)):
+        for size in range(space + 1, min(len(rest), self._longest) + 1):
             yield from self._ids.get(rest[:size], ())
-        yield from self._ids.get(rest, ())
-        for spelled, number in self._sorted[bisect_left(self._sorted, (rest, -1)) :]:
-            if not spelled.startswith(rest):
-                return
-            if spelled != rest:
-                yield number
+        at = bisect_right(self._sorted, (rest, len(self.spellings)))
+        while at < len(self._sorted) and self._sorted[at][0].startswith(rest):
+            yield self._sorted[at][1]
+            at += 1
