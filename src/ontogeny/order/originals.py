@@ -63,11 +63,8 @@ def open_index_maps(place: Place) -> Order:
     """
     named = INDEX_MAP.fullmatch(str(place))
     if named is None:
-        raise OrderError(
-            "not an index array of GPT-NeoX",
-            where=place,
-            expected="..._train_0_indexmap_NUMBERns_LENGTHsl_SEEDs_doc_idx.npy",
-        )
+        expected = "..._train_0_indexmap_NUMBERns_LENGTHsl_SEEDs_doc_idx.npy"
+        raise OrderError("not an index array of GPT-NeoX", where=place, expected=expected)
     store, length, remote = open_pair(named["base"]), int(named["length"]), is_remote(place)
     files = {name: f"{named['map']}_{SUFFIXES[name]}_idx.npy" for name in ARRAYS}
     indices = Indices(**{n: _reach(f) if remote else load_array(Path(f)) for n, f in files.items()})

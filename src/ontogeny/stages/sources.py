@@ -6,7 +6,7 @@ Not here: how the originals' files are read (`ontogeny.order.originals`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from ontogeny.errors import ConfigError, DataError, OrderError
 from ontogeny.order.batches import Batches
 from ontogeny.order.originals import build_neox_order, is_index_map, open_index_maps, open_rows
 from ontogeny.order.plan import Order
+from ontogeny.order.rows import Rows
 from ontogeny.ranges import Place, is_remote
-from ontogeny.tokens.ranged import RangeArray, RangedStore, located
+from ontogeny.tokens.ranged import located
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary
 from ontogeny.tokens.writer import token_dtype
@@ -56,7 +57,7 @@ class Source:
         if isinstance(self.batches.order, Order):
             indices = self.batches.order.indices
             parts += [indices.documents, indices.samples, indices.windows]
-        return sum(part.moved for part in parts if isinstance(part, RangedStore | RangeArray))
+        return sum(getattr(part, "moved", 0) for part in parts)
 
     def num_rows(self, update: int) -> int:
         """Rows of an update: fewer than the others' in the last of a file.
@@ -103,18 +104,15 @@ class Source:
 
         The file holds one array of `dtype` and is whole or absent. Raises DataError if it exists.
         """
-        last = self.num_rows(updates[-1]) if rows is None else len(rows)
-        others = self.batches.rows_per_update if rows is None else len(rows)
-        shape = others * (len(updates) - 1) + last, self.batches.order.context_length + 1
+        counts = (self.num_rows(update) if rows is None else len(rows) for update in updates)
+        shape = sum(counts), self.batches.order.context_length + 1
         if path.exists():
             raise DataError("already exists", where=path, fix="choose another file")
         aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-        described = np.lib.format.dtype_to_descr(self.dtype)
+        head = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         try:
             with aside.open("xb") as file:
-                np.lib.format.write_array_header_1_0(
-                    file, {"descr": described, "fortran_order": False, "shape": shape}
-                )
+                np.lib.format.write_array_header_1_0(file, head)
                 for _, _, block in self.blocks(updates, rows):
                     file.write(block.astype(self.dtype).data)
             aside.rename(path)
@@ -140,31 +138,28 @@ def open_source(
     ConfigError.
     """
     asked = {"context-length": context_length, "seed": seed, "updates": updates}
-    given = [f"--{name}" for name, value in asked.items() if value is not None]
     if not is_remote(place) and (Path(place) / MANIFEST).is_file():
-        given += ["--rows-per-update"] * (rows_per_update is not None)
-        _require_none([*given, *["--vocabulary"] * (vocabulary is not None)], place)
+        _refuse(asked | {"rows-per-update": rows_per_update, "vocabulary": vocabulary}, place)
         return _open_run(Path(place))
     if not is_remote(place) and not is_index_map(place):
         _require_pair(Path(place))
     rows = PYTHIA_ROWS if rows_per_update is None else rows_per_update
     known = None if vocabulary is None else load_vocabulary(vocabulary)
+    windows: Order | Rows
     if context_length is not None and seed is not None and updates is not None:
-        order = build_neox_order(
-            place, context_length=context_length, seed=seed, num_windows=updates * rows
-        )
-        return Source(str(place), Batches(order, rows), updates, order.store, known)
-    _require_none(given, place)
-    if is_index_map(place):
-        order = open_index_maps(place)
-        batches = Batches(order, rows)
-        return Source(str(place), batches, batches.num_updates, order.store, known)
-    windows = open_rows(place)
-    num_updates = -(-windows.num_windows // rows)
+        settings = {"context_length": context_length, "seed": seed}
+        windows = build_neox_order(place, **settings, num_windows=updates * rows)
+        num_updates = updates
+    else:
+        _refuse(asked, place)
+        windows = open_index_maps(place) if is_index_map(place) else open_rows(place)
+        short = isinstance(windows, Rows) and windows.num_windows % rows > 0
+        num_updates = windows.num_windows // rows + short
     return Source(str(place), Batches(windows, rows), num_updates, windows.store, known)
 
 
-def _require_none(given: list[str], place: Place) -> None:
+def _refuse(asked: Mapping[str, object], place: Place) -> None:
+    given = [f"--{name}" for name, value in asked.items() if value is not None]
     if given:
         raise ConfigError(
             f"{', '.join(given)} cannot be asked of this",
