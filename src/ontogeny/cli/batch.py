@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,9 +15,7 @@ from ontogeny.cli.app import app, err, out, print_table
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from ontogeny.order.spans import Span, Spans
+    from ontogeny.order.spans import Spans
     from ontogeny.stages.sources import Source
 
 TABLE_ROWS = 12  # of an update, when no rows are named
@@ -66,7 +65,7 @@ def batch(
         saved = f"{source.dtype.name} {list(shape)} in {npy}"
         out.print(f"{title(wanted)}: {saved}", markup=False, highlight=False)
     elif as_json:
-        print_json(source, spans, wanted, rows, tokens)
+        print_json(rows_of(source, spans, wanted, rows), tokens)
     else:
         for number in wanted:
             show(source, spans, number, rows, tokens)
@@ -101,78 +100,70 @@ def title(updates: range) -> str:
     return f"{called}: step{first} -> step{last + 1}"
 
 
-def print_json(
-    source: Source, spans: Spans, updates: range, rows: range | None, tokens: bool
-) -> None:
-    """Every row as an object of its own, as soon as it is read."""
+def rows_of(
+    source: Source, spans: Spans, updates: range, rows: range | None
+) -> Iterator[dict[str, Any]]:
+    """All there is to say about every row, as soon as it is read."""
     for update, first, block in source.blocks(updates, rows):
         for row, ids in enumerate(block, first):
             place = source.batches.place(update) + row
             found, patched = spans(place, ids)
-            value: dict[str, object] = {"update": update, "row": row, "place": place}
-            value |= {"patched": patched, "num_tokens": len(ids)}
-            if tokens:
-                value["tokens"] = ids.tolist()
+            value: dict[str, Any] = {"update": update, "row": row, "place": place}
+            value |= {"patched": patched, "num_tokens": len(ids), "tokens": ids.tolist()}
             if source.vocabulary is not None:
-                value["text"] = source.vocabulary.decode(ids.tolist())
-            value["spans"] = [asdict(span) for span in found]
-            out.print(json.dumps(value, ensure_ascii=False), markup=False, highlight=False)
+                value["text"] = source.vocabulary.decode(value["tokens"])
+            yield value | {"spans": [asdict(span) for span in found]}
+
+
+def print_json(rows: Iterator[dict[str, Any]], tokens: bool) -> None:
+    """Every row as an object of its own."""
+    for row in rows:
+        told = {key: value for key, value in row.items() if tokens or key != "tokens"}
+        out.print(json.dumps(told, ensure_ascii=False), markup=False, highlight=False)
 
 
 def show(source: Source, spans: Spans, update: int, rows: range | None, tokens: bool) -> None:
     """The rows asked for, whole; or a table of the first ones and an excerpt of row 0."""
     count, length = source.num_rows(update), source.batches.order.context_length + 1
-    heading = f"{title(range(update, update + 1))}, {count} rows of {length} tokens"
-    out.print(heading, style="bold", highlight=False)
-    if rows is None:
-        show_first(source, spans, update, count)
-    for _, first, block in source.blocks(range(update, update + 1), rows or range(1)):
-        for row, ids in enumerate(block, first):
-            found, patched = spans(source.batches.place(update) + row, ids)
-            called = f"row {row}{', replaced by a splice' * patched}"
-            show_row(source, called, found, ids, tokens, whole=rows is not None)
-
-
-def show_first(source: Source, spans: Spans, update: int, count: int) -> None:
-    """The first rows of an update, a line each."""
-    shown = range(min(TABLE_ROWS, count))
+    own = range(update, update + 1)
+    out.print(f"{title(own)}, {count} rows of {length} tokens", style="bold", highlight=False)
+    if rows is not None:
+        for row in rows_of(source, spans, own, rows):
+            show_row(row, tokens, whole=True)
+        return
+    first = list(rows_of(source, spans, own, range(min(TABLE_ROWS, count))))
     lines = []
-    for _, first, block in source.blocks(range(update, update + 1), shown):
-        for row, ids in enumerate(block, first):
-            found, _ = spans(source.batches.place(update) + row, ids)
-            sources = ", ".join(sorted({span.source for span in found if span.source})) or "-"
-            begin = " ".join(read(source, ids[:PREVIEW]).split())
-            lines.append([str(row), str(len(found)), sources, f"  {begin[:PREVIEW]}"])
+    for row in first:
+        sources = ", ".join(sorted({span["source"] or "" for span in row["spans"]} - {""})) or "-"
+        begin = " ".join(words_of(row).split())[:PREVIEW]
+        lines.append([str(row["row"]), str(len(row["spans"])), sources, f"  {begin}"])
     print_table(["row", "pieces", "sources", "text" if source.vocabulary else "ids"], lines)
-    if count > len(shown):
-        others = f"and {count - len(shown)} more: --row {len(shown)}, --json or --npy FILE"
+    if count > TABLE_ROWS:
+        others = f"and {count - TABLE_ROWS} more: --row {TABLE_ROWS}, --json or --npy FILE"
         out.print(others, markup=False, highlight=False)
+    show_row(first[0], tokens, whole=False)
 
 
-def show_row(
-    source: Source, called: str, found: list[Span], ids: np.ndarray, tokens: bool, *, whole: bool
-) -> None:
+def show_row(row: dict[str, Any], tokens: bool, *, whole: bool) -> None:
     """Where a row's tokens are from, and what they say."""
+    called = f"row {row['row']}{', replaced by a splice' * row['patched']}"
     out.print(f"\n{called}", style="bold", highlight=False)
     lines = []
-    for span in found:
-        document = "-" if span.document is None else str(span.document)
-        start = "-" if span.offset is None else str(span.offset)
-        extent = "-" if span.bytes is None else f"{span.bytes[0]} to {span.bytes[1]}"
-        cells = [str(span.column), str(span.length), document, start, extent]
-        lines.append([*cells, span.source or "-", span.id or "-"])
+    for span in row["spans"]:
+        extent = "{} to {}".format(*span["bytes"]) if span["bytes"] else None
+        cells = [span[key] for key in ("column", "length", "document", "offset")]
+        cells += [extent, span["source"], span["id"]]
+        lines.append(["-" if cell in (None, "") else str(cell) for cell in cells])
     header = ["column", "tokens", "document", "from token", "bytes", "source", "id"]
     print_table(header, lines)
-    words = read(source, ids)
+    words = words_of(row)
     cut = words if whole or len(words) <= EXCERPT else words[:EXCERPT] + " ..."
     out.print(f"\n{cut}\n", markup=False, highlight=False)
-    if tokens and source.vocabulary is not None:
-        out.print(" ".join(map(str, ids.tolist())), end="\n\n", markup=False, highlight=False)
+    if tokens and "text" in row:
+        out.print(" ".join(map(str, row["tokens"])), end="\n\n", markup=False, highlight=False)
 
 
-def read(source: Source, ids: np.ndarray) -> str:
-    """The text of ids, harmless to terminals; the ids where no vocabulary is known."""
-    if source.vocabulary is None:
-        return " ".join(map(str, ids.tolist()))
-    text = source.vocabulary.decode(ids.tolist())
-    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+def words_of(row: dict[str, Any]) -> str:
+    """The text of a row, harmless to terminals; its ids where no vocabulary is known."""
+    words = row.get("text", " ".join(map(str, row["tokens"])))
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", words)
