@@ -48,7 +48,7 @@ def spellings(vocabulary: Vocabulary) -> dict[int, bytes]:
 
 
 def require_unicode(text: str) -> None:
-    """Raise ConfigError for a text that no tokens spell, as a command in bytes that are no UTF-8."""
+    """Raise ConfigError for a text no tokens spell, as a command in bytes that are no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
