@@ -36,8 +36,11 @@ def trace(
     for start in range(len(tokens) - least + 1):
         if reached == len(tokens):
             break
-        stop = _longest(history, tokens, start, max(reached, start + least), before)
-        if stop > reached and stop - start >= least:
+        stop = max(reached, start + least)
+        if stop > reached and not history.has(tokens[start:stop], before):
+            continue
+        stop = _longest(history, tokens, start, stop, before)
+        if stop > reached:
             spans.append(Span(start, stop, history.sighting(tokens[start:stop], before)))
             reached = stop
     return spans
@@ -46,12 +49,10 @@ def trace(
 def _longest(
     history: History, tokens: Sequence[int], start: int, stop: int, before: int | None
 ) -> int:
-    """Where the longest string from `start` on ends that was seen; before `stop` if none does.
+    """Where the longest string from `start` on ends that was seen, as that up to `stop` was.
 
     Tries twice as much further each time, then halves the steps again.
     """
-    if not history.has(tokens[start:stop], before):
-        return stop - 1
     step = 1
     while stop + step <= len(tokens) and history.has(tokens[start : stop + step], before):
         stop, step = stop + step, 2 * step
