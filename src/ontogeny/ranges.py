@@ -102,6 +102,8 @@ def hub_url(place: str) -> str:
         raise DataError("not a file of a hub", where=place, expected=forms)
     kind, repository, revision, path = found.groups()
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if not is_remote(endpoint):
+        raise DataError("not a URL", where="HF_ENDPOINT", expected="https://HOST", found=endpoint)
     revision = quote(unquote(revision or "main"), safe="")
     return f"{endpoint}/{kind or ''}{repository}/resolve/{revision}/{quote(path)}"
 

@@ -189,6 +189,12 @@ def test_no_places_on_a_hub(place: str) -> None:
         open_ranges(place)
 
 
+def test_a_hub_that_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "localhost")
+    with pytest.raises(DataError, match="HF_ENDPOINT: not a URL; expected https://HOST; found lo"):
+        open_ranges("hf://me/model/a.bin")
+
+
 def test_local_files_that_fail(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing: no such file"):
         open_ranges(tmp_path / "nothing")
