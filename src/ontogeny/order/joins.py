@@ -36,23 +36,26 @@ class Joins:
         cuts, pairs = self._sorted
         wanted = _pairs(string[:-1], string[1:])
         lows, highs = (np.searchsorted(pairs, wanted, side) for side in ("left", "right"))
-        found = [
-            self._continued(cuts[lows[place] : highs[place]], string, int(place) + 1)
-            for place in np.flatnonzero(lows < highs)
-        ]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        heads = np.repeat(np.arange(1, len(string)), highs - lows)  # tokens before the join
+        several = [cuts[lows[place] : highs[place]] for place in np.flatnonzero(lows < highs)]
+        return self._alike(np.concatenate(several), heads, string) if several else cuts[:0]
 
-    def _continued(self, cuts: np.ndarray, string: np.ndarray, head: int) -> np.ndarray:
-        """The strings whose first join is one of `cuts`, `head` tokens after they begin."""
-        stream = self._stream
+    def _alike(self, cuts: np.ndarray, heads: np.ndarray, string: np.ndarray) -> np.ndarray:
+        """Where a string begins of which `cuts` are the first joins, if they are, after `heads`."""
+        stream, length = self._stream, len(string)
         _, offsets = stream.documents_at(cuts - 1)
-        starts = cuts[offsets + 1 >= head] - head
-        starts = starts[starts + len(string) <= stream.bounds[-1]]
-        for place in (*range(head + 1, len(string)), *range(head - 2, -1, -1)):
-            if not len(starts):
+        keep = (offsets + 1 >= heads) & (cuts - heads + length <= stream.bounds[-1])
+        cuts, heads = cuts[keep], heads[keep]
+        for step in range(1, length):
+            if not len(cuts):
                 break
-            starts = starts[stream.tokens_at(starts + place) == string[place]]
-        return starts
+            keep = np.ones(len(cuts), bool)
+            for moved in (step, -1 - step):  # on both sides of the join
+                inside = np.flatnonzero((heads + moved >= 0) & (heads + moved < length))
+                found = stream.tokens_at(cuts[inside] + moved)
+                keep[inside] &= found == string[heads[inside] + moved]
+            cuts, heads = cuts[keep], heads[keep]
+        return cuts - heads
 
 
 def _pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
