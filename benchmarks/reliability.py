@@ -28,14 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from grown import CONTEXT, Ground, prepare, settings
 from killed import PLACES, Site, is_clean, proof
 from ontogeny.artifact import faults, open_artifact
-from ontogeny.checkpoints.store import (
-    list_states,
-    list_steps,
-    load_checkpoint,
-    step_folder,
-)
+from ontogeny.checkpoints.store import list_states, load_checkpoint
 from ontogeny.errors import CheckpointError, OntogenyError
 from ontogeny.results import UpdateMetrics
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS
 from ontogeny.training.loop import train
 from ontogeny.training.replay import replay

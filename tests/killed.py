@@ -15,9 +15,10 @@ from pathlib import Path
 
 from grown import Ground, begin
 from ontogeny.artifact import faults, open_artifact
-from ontogeny.checkpoints.store import list_states, list_steps, load_checkpoint, step_folder
+from ontogeny.checkpoints.store import list_states, load_checkpoint
 from ontogeny.results import read_metrics
-from ontogeny.suite import METRICS, STATES, STEPS, RunSettings
+from ontogeny.steps import STATES, STEPS, list_steps, step_folder
+from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.loop import train
 from ontogeny.training.run import Run
 

@@ -1,16 +1,20 @@
-"""The steps of a run: which of them are kept, and the one at which a branch leaves another run.
+"""The steps of a run: which are kept, where they lie, the one at which a branch leaves another run.
 
 Not here: the settings of a whole run (`suite.py`), what a branch sees (`order/splice.py`).
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from ontogeny.config import Settings
 from ontogeny.errors import ConfigError
+
+STEPS, STATES = "steps", "states"  # where a run keeps its checkpoints and full states
 
 
 class RecipeChanges(Settings):
@@ -60,3 +64,26 @@ def checkpoint_steps(num_updates: int, num_linear: int) -> list[int]:
     powers = {2**power for power in range(spacing.bit_length()) if 2**power < spacing}
     multiples = set(range(0, num_updates + 1, spacing))
     return sorted(step for step in powers | multiples | {num_updates} if step <= num_updates)
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return run / STEPS / f"step{step}"
+
+
+def state_folder(run: Path, step: int) -> Path:
+    """Where a run keeps the full state of a step."""
+    return run / STATES / f"step{step}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """The steps a run holds checkpoints of, ascending."""
+    return numbered_steps(run / STEPS)
+
+
+def numbered_steps(folder: Path) -> list[int]:
+    """The numbers of the `stepN` in a folder, ascending; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    matches = (re.fullmatch(r"step(\d+)", path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match)

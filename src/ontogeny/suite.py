@@ -374,8 +374,7 @@ class Record(Settings):
 
 
 RECORD = "suite.json"
-# Where a run keeps what gathers in it.
-METRICS, STEPS, STATES = "metrics.jsonl", "steps", "states"
+METRICS = "metrics.jsonl"  # of a run, one line an update
 
 
 def write_record(home: Path, record: Record) -> None:

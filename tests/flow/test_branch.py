@@ -14,13 +14,7 @@ import pytest
 
 from grown import CONTEXT, Ground, begin, documents, settings
 from ontogeny.artifact import open_artifact
-from ontogeny.checkpoints.store import (
-    drop_states,
-    list_states,
-    list_steps,
-    state_folder,
-    step_folder,
-)
+from ontogeny.checkpoints.store import drop_states, list_states
 from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.order.batches import roll
@@ -29,6 +23,7 @@ from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.stages.branch import begin_branch, plan_branch
 from ontogeny.stages.materials import open_materials
 from ontogeny.stages.splices import read_spec
+from ontogeny.steps import list_steps, state_folder, step_folder
 from ontogeny.suite import METRICS
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode

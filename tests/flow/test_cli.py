@@ -231,3 +231,20 @@ def test_the_command_line_starts_without_torch() -> None:
         "import sys, ontogeny.cli.main; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_questions_about_data_do_without_torch(ground: Ground, tmp_path: Path) -> None:
+    run = begin(ground, tmp_path / "run", settings())
+    for words in (["batch", str(run.path), "--update", "3"], ["seen", str(run.path), "the"]):
+        code = (
+            "import contextlib, sys\n"
+            "from ontogeny.cli.main import main\n"
+            f"sys.argv = ['ontogeny', *{words!r}]\n"
+            "with contextlib.suppress(SystemExit):\n"
+            "    main()\n"
+            "sys.exit(7 if 'torch' in sys.modules else 0)"
+        )
+        asked = subprocess.run(
+            [sys.executable, "-c", code], check=False, capture_output=True, text=True
+        )
+        assert asked.returncode == 0, asked.stderr

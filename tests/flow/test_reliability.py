@@ -17,9 +17,10 @@ import torch
 from grown import Ground, begin, settings
 from killed import Site, is_clean, proof
 from ontogeny.artifact import faults, open_artifact
-from ontogeny.checkpoints.store import list_steps, load_checkpoint, step_folder
+from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.errors import CheckpointError, OntogenyError
 from ontogeny.results import UpdateMetrics
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS
 from ontogeny.training.loop import train
 from ontogeny.training.replay import replay

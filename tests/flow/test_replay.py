@@ -16,14 +16,7 @@ from safetensors.torch import load_file
 
 from grown import Ground, begin, settings
 from ontogeny.artifact import MANIFEST, faults, open_artifact
-from ontogeny.checkpoints.store import (
-    OPTIMIZER,
-    digest_tensor,
-    drop_states,
-    load_checkpoint,
-    state_folder,
-    step_folder,
-)
+from ontogeny.checkpoints.store import OPTIMIZER, digest_tensor, drop_states, load_checkpoint
 from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
@@ -32,6 +25,7 @@ from ontogeny.order.batches import Batches
 from ontogeny.results import UpdateMetrics, parse_metrics
 from ontogeny.stages.materials import open_materials
 from ontogeny.stages.plan import MemberPlan
+from ontogeny.steps import state_folder, step_folder
 from ontogeny.suite import METRICS, Member, RunSettings, SizeSettings
 from ontogeny.training import machine
 from ontogeny.training.loop import train

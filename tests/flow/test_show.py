@@ -11,9 +11,9 @@ import pytest
 
 from grown import CONTEXT, Ground, begin, settings
 from ontogeny.artifact import MANIFEST, open_artifact
-from ontogeny.checkpoints.store import step_folder
 from ontogeny.digest import digest_json
 from ontogeny.model.hf import load
+from ontogeny.steps import step_folder
 from ontogeny.suite import Record, StageRecord, load_suite, write_record
 from ontogeny.training.loop import train
 from spoken import Type

@@ -15,12 +15,12 @@ import pytest
 import ontogeny
 from grown import documents
 from ontogeny.artifact import open_artifact
-from ontogeny.checkpoints.store import list_steps
 from ontogeny.cli.grow import report
 from ontogeny.errors import ConfigError, EvaluationError, TrainingError
 from ontogeny.results import read_scores
 from ontogeny.stages.graph import Growth
 from ontogeny.stages.lanes import Report
+from ontogeny.steps import list_steps
 from ontogeny.suite import Record, load_suite, read_record
 
 pytestmark = pytest.mark.slow

@@ -15,19 +15,14 @@ import torch
 
 from grown import CONTEXT, Ground, begin, settings
 from ontogeny.artifact import open_artifact
-from ontogeny.checkpoints.store import (
-    drop_states,
-    list_states,
-    list_steps,
-    load_checkpoint,
-    step_folder,
-)
+from ontogeny.checkpoints.store import drop_states, list_states, load_checkpoint
 from ontogeny.config import build
 from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError, Stopped, TrainingError
 from ontogeny.model.init import initial_model
 from ontogeny.order.batches import roll
 from ontogeny.results import UpdateMetrics, read_metrics
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.loop import train
 from ontogeny.training.metrics import tensorboard_sink

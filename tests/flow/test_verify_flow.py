@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from grown import Ground, begin, documents, settings
 from ontogeny.artifact import MANIFEST, open_artifact
-from ontogeny.checkpoints.store import drop_states, step_folder
+from ontogeny.checkpoints.store import drop_states
 from ontogeny.cli.app import app
 from ontogeny.config import build
 from ontogeny.errors import DataError
 from ontogeny.results import UpdateMetrics
 from ontogeny.stages.subjects import Subject
 from ontogeny.stages.verify import verify
+from ontogeny.steps import step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.loop import train
 from served import serving

@@ -10,6 +10,7 @@ Not here: what the numbers say (`lint.py`).
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,7 @@ from ontogeny.errors import CheckpointError, OntogenyError
 from ontogeny.model import hf
 from ontogeny.model.pickled import read_pickled
 from ontogeny.ranges import FileRanges
-from ontogeny.suite import STEPS
+from ontogeny.steps import STEPS
 
 STEP_NAME = re.compile(r"(?:.*[-_])?(?:step|checkpoint)[-_]?(\d+)(?:[-_].*)?", re.IGNORECASE)
 POINTER = b"version https://git-lfs"  # what lies in place of a large file that was not fetched
@@ -67,7 +68,7 @@ class Held:
 
     @property
     def num_elements(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     @property
     def is_number(self) -> bool:

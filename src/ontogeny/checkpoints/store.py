@@ -8,7 +8,6 @@ weights where no checkpoint keeps them. A state can be removed; no checkpoint's 
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from ontogeny.digest import digest_bytes, digest_file, digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
-from ontogeny.suite import STATES, STEPS, RunSettings
+from ontogeny.steps import STATES, STEPS, list_steps, numbered_steps, state_folder, step_folder
+from ontogeny.suite import RunSettings
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -41,22 +41,9 @@ class Progress:
     rows_digest: str
 
 
-def step_folder(run: Path, step: int) -> Path:
-    return run / STEPS / f"step{step}"
-
-
-def state_folder(run: Path, step: int) -> Path:
-    return run / STATES / f"step{step}"
-
-
-def list_steps(run: Path) -> list[int]:
-    """The steps a run holds checkpoints of, ascending."""
-    return _numbers(run / STEPS)
-
-
 def list_states(run: Path) -> list[int]:
     """The steps a run can start from, ascending: those whose state and weights are both there."""
-    return [step for step in _numbers(run / STATES) if _weights_folder(run, step) is not None]
+    return [step for step in numbered_steps(run / STATES) if _weights_folder(run, step) is not None]
 
 
 def save_checkpoint(
@@ -235,10 +222,3 @@ def _weights_folder(run: Path, step: int) -> Path | None:
     """Where the weights of a full state are; None if a kill left the state without them."""
     folders = (state_folder(run, step), step_folder(run, step))
     return next((folder for folder in folders if (folder / hf.WEIGHTS).is_file()), None)
-
-
-def _numbers(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    matches = (re.fullmatch(r"step(\d+)", path.name) for path in folder.iterdir())
-    return sorted(int(match[1]) for match in matches if match)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ontogeny.artifact import Artifact, file_fault
-from ontogeny.checkpoints.store import step_folder
 from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError, Fault, OntogenyError
 from ontogeny.ranges import Ranges, open_ranges
+from ontogeny.steps import step_folder
 from ontogeny.suite import RECIPES, RunSettings
 
 LENGTH = 8  # bytes in front of the header

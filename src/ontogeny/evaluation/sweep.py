@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from ontogeny.artifact import Artifact, Input, open_artifact, writing
-from ontogeny.checkpoints.store import list_steps, load_checkpoint, step_folder
+from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.evaluation.held_out import HeldOutDocument, LastWord, held_out_documents, last_words
 from ontogeny.evaluation.intervals import mean_interval, ratio_interval
 from ontogeny.evaluation.score import answer
 from ontogeny.model.neox import DTYPES, NeoX
 from ontogeny.results import ITEMS, SCORES, Item, Score, write_items, write_scores
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import EvaluationSettings
 from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import Vocabulary

@@ -18,10 +18,9 @@ from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
 from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.steps import state_folder, step_folder
 from ontogeny.suite import (
     METRICS,
-    STATES,
-    STEPS,
     EvaluationSettings,
     Member,
     Record,
@@ -187,7 +186,7 @@ def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
 
 
 def _checkpoint(run: Artifact, step: int) -> Checkpoint:
-    artifact = open_artifact(run.path / STEPS / f"step{step}", "checkpoint")
+    artifact = open_artifact(step_folder(run.path, step), "checkpoint")
     if artifact.inputs.get("run") != run.digest:
         raise DataError(
             "a checkpoint of another run",
@@ -201,7 +200,7 @@ def _checkpoint(run: Artifact, step: int) -> Checkpoint:
         digest=artifact.digest,
         parent=artifact.inputs.get("parent"),
         rows_digest=str(fact(artifact, "rows_digest")),
-        full_state=(run.path / STATES / f"step{step}").is_dir(),
+        full_state=state_folder(run.path, step).is_dir(),
         bits=dict(artifact.provenance.get("bits", {})),
     )
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ontogeny.artifact import Artifact, open_artifact, open_input
-from ontogeny.checkpoints.store import list_states, list_steps, save_state, step_folder
+from ontogeny.checkpoints.store import list_states, save_state
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
 from ontogeny.order.batches import Batches
 from ontogeny.order.splice import Stretch, open_windows
 from ontogeny.stages.materials import Materials, batches_of, open_materials
 from ontogeny.stages.splices import OtherStore, Spec, make_splice
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.tokens.vocabulary import TOKENIZER, TOKENIZER_CONFIG
 from ontogeny.training import machine

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ontogeny.checkpoints.store import list_steps, load_checkpoint, step_folder
+from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import open_order
 from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS, Record, RunSettings, read_record
 from ontogeny.tokens.store import DocumentStore, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ontogeny.artifact import open_input
+from ontogeny.artifact import Artifact, open_artifact, open_input
+from ontogeny.config import build
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import Order
 from ontogeny.order.splice import Spliced, open_windows
@@ -16,17 +18,27 @@ from ontogeny.order.windows import Windows
 from ontogeny.suite import RunSettings
 from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
-from ontogeny.training.run import Run, open_run
+
+if TYPE_CHECKING:
+    from ontogeny.training.run import Run
 
 
 @dataclass(frozen=True, slots=True)
 class Materials:
     """A run and what it was made from."""
 
-    run: Run
+    artifact: Artifact
+    settings: RunSettings
     batches: Batches
     store: DocumentStore
     vocabulary: Vocabulary
+
+    @property
+    def run(self) -> Run:
+        """The run, to compute with; questions about its data do without torch."""
+        from ontogeny.training.run import Run
+
+        return Run(self.artifact, self.settings)
 
 
 def open_materials(path: Path) -> Materials:
@@ -34,11 +46,12 @@ def open_materials(path: Path) -> Materials:
 
     Of a branch the batches before it are its parent's, and the store the one its parent began on.
     """
-    run = open_run(path)
-    windows = open_windows(open_input(run.artifact, "order"))
-    earlier = open_materials(parent_run(run)).batches if run.settings.branch else None
-    vocabulary = load_vocabulary(run.path / TOKENIZER)
-    return Materials(run, batches_of(run.settings, windows, earlier), _store(windows), vocabulary)
+    run = open_artifact(path, "run")
+    settings = build(RunSettings, dict(run.config), path)
+    windows = open_windows(open_input(run, "order"))
+    earlier = open_materials(parent_run(run)).batches if settings.branch else None
+    batches = batches_of(settings, windows, earlier)
+    return Materials(run, settings, batches, _store(windows), load_vocabulary(path / TOKENIZER))
 
 
 def batches_of(settings: RunSettings, windows: Windows, earlier: Batches | None) -> Batches:
@@ -50,9 +63,9 @@ def batches_of(settings: RunSettings, windows: Windows, earlier: Batches | None)
     return Batches(windows, rows, branch.step, place, earlier)
 
 
-def parent_run(run: Run) -> Path:
+def parent_run(branch: Artifact) -> Path:
     """The run that a branch left."""
-    return open_input(open_input(run.artifact, "parent"), "run").path
+    return open_input(open_input(branch, "parent"), "run").path
 
 
 def _store(windows: Windows) -> DocumentStore:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from ontogeny.artifact import MANIFEST, keyed
-from ontogeny.checkpoints.store import list_steps, step_folder
 from ontogeny.errors import ConfigError, DataError, OrderError
 from ontogeny.order.lookup import lookup_in
 from ontogeny.order.rows import Rows
@@ -23,7 +22,7 @@ from ontogeny.order.seen import History, Seen
 from ontogeny.order.trace import trace
 from ontogeny.ranges import is_remote
 from ontogeny.stages.sources import Source
-from ontogeny.steps import checkpoint_steps
+from ontogeny.steps import checkpoint_steps, list_steps, step_folder
 from ontogeny.suite import METRICS
 from ontogeny.tokens.forms import Forms, require_unicode
 from ontogeny.tokens.ranged import open_pair

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.artifact import MANIFEST, Artifact, input_place, read_manifest
-from ontogeny.checkpoints.store import list_states, list_steps
+from ontogeny.checkpoints.store import list_states
 from ontogeny.checkpoints.verify import recorded_tensors
 from ontogeny.config import build
 from ontogeny.errors import DataError, OntogenyError
+from ontogeny.steps import list_steps
 from ontogeny.suite import METRICS, RECORD, RunSettings, read_record
 from ontogeny.training.metrics import whole_rows
 

@@ -19,6 +19,7 @@ from ontogeny.order.originals import build_neox_order, is_index_map, open_index_
 from ontogeny.order.plan import Order
 from ontogeny.order.rows import Rows
 from ontogeny.ranges import Place, is_remote
+from ontogeny.stages.materials import open_materials
 from ontogeny.tokens.ranged import located
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary
@@ -180,9 +181,6 @@ def _require_pair(path: Path) -> None:
 
 
 def _open_run(path: Path) -> Source:
-    # Brings in torch, which the originals do without.
-    from ontogeny.stages.materials import open_materials
-
     materials = open_materials(path)
-    num_updates = materials.run.settings.num_updates
+    num_updates = materials.settings.num_updates
     return Source(str(path), materials.batches, num_updates, materials.store, materials.vocabulary)

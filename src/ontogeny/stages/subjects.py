@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from ontogeny.artifact import MANIFEST, Artifact, file_fault, input_place, read_manifest
-from ontogeny.checkpoints.store import list_states, list_steps, state_folder, step_folder
+from ontogeny.checkpoints.store import list_states
 from ontogeny.checkpoints.verify import chain_faults, recorded_tensors, weight_faults
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, Fault, MissingInputError, OntogenyError
 from ontogeny.order.batches import Batches, roll
 from ontogeny.results import parse_metrics
 from ontogeny.stages.materials import open_materials
-from ontogeny.suite import METRICS, STATES, STEPS, RunSettings
+from ontogeny.steps import STATES, STEPS, list_steps, state_folder, step_folder
+from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.run import LOCK
 
 Job = Callable[[], Iterable[Fault]]

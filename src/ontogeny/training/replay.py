@@ -18,12 +18,9 @@ from ontogeny.checkpoints.store import (
     Progress,
     digest_tensor,
     list_states,
-    list_steps,
     load_checkpoint,
     save_checkpoint,
     save_state,
-    state_folder,
-    step_folder,
     tensor_digests,
 )
 from ontogeny.digest import SHORT, digest_json
@@ -32,6 +29,7 @@ from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches
 from ontogeny.results import UpdateMetrics
+from ontogeny.steps import list_steps, state_folder, step_folder
 from ontogeny.suite import METRICS
 from ontogeny.training import machine
 from ontogeny.training.metrics import Sink, whole_rows

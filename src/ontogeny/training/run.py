@@ -17,18 +17,13 @@ from torch import Tensor
 
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, Input, open_artifact, open_input
-from ontogeny.checkpoints.store import (
-    Progress,
-    list_states,
-    list_steps,
-    load_state,
-    step_folder,
-)
+from ontogeny.checkpoints.store import Progress, list_states, load_state
 from ontogeny.config import build
 from ontogeny.digest import SHORT
 from ontogeny.errors import CheckpointError
 from ontogeny.model.init import initial_model
 from ontogeny.model.neox import NeoX
+from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.metrics import whole_lines
 

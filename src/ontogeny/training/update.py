@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ontogeny.checkpoints.store import Progress, list_states, list_steps
+from ontogeny.checkpoints.store import Progress, list_states
 from ontogeny.errors import ConfigError, OrderError, TrainingError
 from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, roll
 from ontogeny.results import UpdateMetrics
+from ontogeny.steps import list_steps
 from ontogeny.suite import RunSettings
 from ontogeny.training import machine
 from ontogeny.training.optimizer import AdamW
