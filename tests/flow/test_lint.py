@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,8 +23,8 @@ from ontogeny.artifact import MANIFEST
 from ontogeny.checkpoints.lint import lint_run
 from ontogeny.checkpoints.lint_folders import Finding, find_steps
 from ontogeny.checkpoints.lint_runs import Seeds, lint_together
-from ontogeny.checkpoints.store import step_folder
 from ontogeny.results import read_metrics
+from ontogeny.steps import step_folder
 from ontogeny.suite import METRICS
 from spoken import Said, Type
 
@@ -437,8 +439,11 @@ def test_rounded_weights(clean: Path, copied: Path, dtype: torch.dtype) -> None:
     for step in STEPS:
         alter(copied, step, change)
     assert alarms(copied) == []
+    add_noise(copied, 16, matrices(copied)[0], share=1.0)
+    assert the_alarm(copied).steps == (16,)
+    put(copied, 16, copied / "step20")
     put(copied, 48, copied / "step80")
-    assert the_alarm(copied).steps == (48,)
+    assert [one.steps for one in alarms(copied)] == [(16,), (48,)]
 
 
 BAD_INPUT = {
@@ -473,6 +478,42 @@ def test_bad_declarations_are_refused(
     said = say("lint", tmp_path / "a", tmp_path / "b", *words)
     assert said.code == 2
     assert message in said.err
+
+
+def test_a_run_given_twice_is_refused(clean: Path, tmp_path: Path, say: Type) -> None:
+    put(tmp_path / "a", 0, step_folder(clean, 0))
+    said = say("lint", tmp_path / "a", tmp_path / "a" / ".." / "a")
+    assert said.code == 2
+    assert "a run is given twice" in said.err
+
+
+def test_a_branch_that_changes_nothing_is_like_its_parent(
+    clean: Path, tmp_path: Path, say: Type
+) -> None:
+    branch = tmp_path / "branch"
+    assert say("branch", clean, "--at", 80, "--splice", "identity", "--out", branch).code == 0
+    said = say("lint", clean, branch)
+    assert said.code == 0
+    assert "note" in said.out
+    assert f"{branch} is a branch" in told(said)
+
+
+@pytest.mark.slow
+@given(draw=st.data())
+def test_no_file_gives_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, draw: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("any") / "step1"
+    folder.mkdir()
+    save_file({"a": torch.ones(3, 4), "b": torch.ones(2).half()}, folder / WEIGHTS)
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    for _ in range(draw.draw(st.integers(1, 4))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    (folder / WEIGHTS).write_bytes(data[: draw.draw(st.integers(0, len(data)))])
+    (folder / "config.json").write_bytes(draw.draw(st.binary(max_size=20)))
+    found = lint_run(folder.parent).findings
+    assert all(one.steps == (1,) for one in found)
+    assert any("config.json" in one.problem for one in found)
 
 
 def test_an_altered_manifest_is_an_alarm(clean: Path, tmp_path: Path) -> None:

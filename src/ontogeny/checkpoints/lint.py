@@ -105,7 +105,7 @@ def _misplaced(
     """What is wrong and why with each of the kept steps that lies where it should not."""
     steps = [measured.steps[at] for at in kept]
     distances = measured.distances.mean()[np.ix_(kept, kept)]
-    rounding = measured.rounding[kept] / max(1, measured.distances.number.max())
+    rounding = measured.rounding[kept] / measured.distances.number.max(initial=1)
     relabelled = "another step's weights under its number"
     found = {}
     for at in range(1, len(steps) - 1):

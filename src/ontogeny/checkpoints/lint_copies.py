@@ -6,6 +6,8 @@ Not here: steps out of place that are no copies (`lint.py`), copies among runs (
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from ontogeny.checkpoints.lint_folders import FETCH, Finding, Severity
@@ -30,17 +32,21 @@ def find_copies(linted: Linted) -> set[int]:
         for group in copies(there):
             if len(group) < len(there):
                 parts.setdefault(group, []).append(name)
+    still: dict[str, set[int]] = {}
     for group, names in sorted(parts.items()):
-        what, is_copy = _part(linted, group, {*names}, constant)
-        if is_copy or not follow(group, [s for s in measured.steps if s not in repeated]):
-            owner = _owner(measured, group)
-            _report_copy(linted, group, owner, what, tuple(sorted(names)))
+        what, is_copy = _part(linted, group, {*names}, repeated)
+        if is_copy:
+            _report_copy(linted, group, _owner(measured, group), what, tuple(sorted(names)))
         else:
-            cause = "a change too small for the numbers of the files, or no gradient"
-            told = f"{what} did not change"
-            linted.findings.append(
-                Finding("note", linted.name, group, told, cause, "", tuple(sorted(names)))
-            )
+            for name in names:
+                still.setdefault(name, set()).update(group)
+    if still:
+        steps = tuple(sorted({*chain(*still.values())}))
+        told = f"{len(still)} of {len(measured.digests)} tensors do not change here and there"
+        cause = "changes too small for the numbers of the files, or no gradient"
+        linted.findings.append(
+            Finding("note", linted.name, steps, told, cause, "", tuple(sorted(still)))
+        )
     return wrong
 
 
@@ -69,23 +75,24 @@ def first_still(settings: RunSettings | None) -> tuple[int, ...]:
 
 
 def _part(
-    linted: Linted, group: tuple[int, ...], names: set[str], constant: set[str]
+    linted: Linted, group: tuple[int, ...], names: set[str], repeated: set[int]
 ) -> tuple[str, bool]:
-    """What of a model some tensors are, and whether they cannot have stood still."""
+    """What of a model some tensors are, and whether chance cannot have made them the same.
+
+    By chance, or for want of a gradient, numbers of 16 bits or vectors may stay or come back.
+    """
     last = next(one for one in reversed(linted.checkpoints) if one.step in group)
-    by_file: dict[str, set[str]] = {}
-    for name, held in last.tensors.items():
-        by_file.setdefault(held.file.name, set()).add(name)
-    shards = [
-        file for file, held in by_file.items() if held - constant and held - constant <= names
-    ]
-    moving = last.tensors.keys() - constant
+    moving, by_file = last.tensors.keys() - linted.measured.constant(), dict[str, set[str]]()
+    for name in moving:
+        by_file.setdefault(last.tensors[name].file.name, set()).add(name)
+    shards = sorted(file for file, held in by_file.items() if held <= names)
     if shards and len(by_file) > 1:
-        return f"the tensors of {', '.join(sorted(shards))}", True
-    # Training moves a matrix of 32-bit numbers at every update, if only by weight decay.
-    exact = {name for name in names & linted.measured.alike.keys()
-             if last.tensors[name].torch_dtype.itemsize > 2}  # fmt: skip
-    return f"{len(names)} of {len(moving)} tensors", bool(exact) or 2 * len(names) > len(moving)
+        return f"the tensors of {', '.join(shards)}", True
+    stays = follow(group, [step for step in linted.measured.steps if step not in repeated])
+    exact = {name for name in names if last.tensors[name].torch_dtype.itemsize > 2}
+    matrices = names & linted.measured.alike.keys()
+    is_copy = bool(exact & matrices) or (not stays and bool(exact | matrices))
+    return f"{len(names)} of {len(moving)} tensors", is_copy or 2 * len(names) > len(moving)
 
 
 def _owner(measured: Measured, group: tuple[int, ...]) -> int | None:

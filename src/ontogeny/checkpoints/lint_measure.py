@@ -9,6 +9,7 @@ Not here: what is concluded (`lint.py`), the geometry itself (`lint_path.py`).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,9 +22,10 @@ from ontogeny.checkpoints.lint_path import Floats, sample_places, squared_distan
 from ontogeny.digest import digest_json
 from ontogeny.suite import RunSettings
 
-BLOCK = 1 << 22  # elements of a tensor in memory at a time, of a step and the one before it
+BLOCK = 1 << 20  # elements of a tensor in memory at a time, of a step and the one before it
 LEAST_SIDE = 8  # rows and columns of a tensor whose turns mean something
 LEAST_STEPS = 6
+SEEN = 100.0  # times the square of its rounding error, a move is clearly a move
 # Root mean square of the rounding error of a number, as a share of it.
 ROUNDING = {"float64": 0.0, "float32": 2.5e-8, "float16": 2e-4, "bfloat16": 1.6e-3}
 
@@ -49,7 +51,9 @@ class Measured:
     steps: list[int]
     digests: dict[str, dict[int, str]] = field(default_factory=dict)
     not_finite: dict[int, list[str]] = field(default_factory=dict)
-    away: dict[str, list[int]] = field(default_factory=dict)  # steps far from both neighbours
+    away: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # steps it moves to from afar, and back
     turns: dict[str, Floats] = field(default_factory=dict)
     noisy: dict[str, Floats] = field(default_factory=dict)
     alike: dict[str, Floats] = field(default_factory=dict)  # cosine of a step and the next one
@@ -149,19 +153,22 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
         return
     rows_at, columns_at = sample_places(rows, columns)
     sampled = (rows_at[:, None] * columns + columns_at).ravel()
-    path, finite, away = _read(measured, name, held, sampled)
+    path, finite, squares, products = _read(measured, name, held, sampled)
     if not all(part.is_number for part in held.values()):
         return
     steps, at = measured.steps, np.array(list(held))
     for index in at[~finite]:
         measured.not_finite.setdefault(steps[index], []).append(name)
+    rounding = np.array([ROUNDING[part.dtype] for part in held.values()]) ** 2 * (path**2).sum(1)
+    shorter = np.minimum(squares[:-1], squares[1:])
+    away = squares[:-1] + squares[1:] + 2 * products < 0.1 * shorter
+    away &= shorter > SEEN * rounding[1:-1] * (one.num_elements / len(sampled))
     measured.away[name] = [steps[index] for index in at[1:-1][away]]
     groups = [group for group in copies(measured.digests[name]) if len(group) < len(held)]
     if name in measured.constant() or min(rows, columns) < LEAST_SIDE:
         return
     doubled = {steps.index(step) for group in groups for step in group[follow(group, steps) :]}
     good = finite & ~np.isin(at, [*doubled])
-    rounding = np.array([ROUNDING[part.dtype] for part in held.values()]) ** 2 * (path**2).sum(1)
     _add_geometry(measured, name, path.reshape(len(at), len(rows_at), -1), at, good, rounding)
     for group in groups:
         known = measured.of_copies.setdefault(group, _no_distances(len(steps)))
@@ -172,10 +179,10 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
 
 def _read(
     measured: Measured, name: str, held: dict[int, Held], sampled: NDArray[np.int64]
-) -> tuple[Floats, NDArray[np.bool_], NDArray[np.bool_]]:
-    """The sample of a tensor at each step, where all of it is finite, and where it is far away.
+) -> tuple[Floats, NDArray[np.bool_], Floats, Floats]:
+    """A tensor read once: its sample at each step and whether all of it is finite there.
 
-    Far away means that the whole tensor moves more than three usual moves, and back.
+    And of the whole tensor the squares of its moves, and the products of those that follow.
     """
     parts = list(held.values())
     hashes = [hashlib.sha256() for _ in parts]
@@ -194,7 +201,8 @@ def _read(
             if not part.is_number:
                 continue
             wide = values.float()
-            finite[at] &= bool(torch.isfinite(wide).all())
+            if not math.isfinite(torch.dot(wide, wide).item()):  # faster than to look at each
+                finite[at] &= bool(torch.isfinite(wide).all())
             path[at, begin:end] = wide.numpy()[sampled[begin:end] - first]
             if before is not None:
                 move = wide - before
@@ -206,9 +214,8 @@ def _read(
     measured.digests[name] = {
         measured.steps[at]: one.hexdigest() for at, one in zip(held, hashes, strict=True)
     }
-    with np.errstate(invalid="ignore"):  # infinite squares
-        across = squares[:-1] + squares[1:] + 2 * products
-    return path, finite, across < 0.1 * np.minimum(squares[:-1], squares[1:])
+    squares, products = (np.where(np.isfinite(one), one, 0) for one in (squares, products))
+    return path, finite, squares, products
 
 
 def _add_geometry(
@@ -230,9 +237,9 @@ def _add_geometry(
     measured.alike[name][there[:-1]] = (units[:-1] * units[1:]).sum(1)
     if len(there) < LEAST_STEPS:
         return
-    found = turns(path[good])
+    found = turns(path[good], rounding[good])
     lengths = (np.diff(flat, axis=0) ** 2).sum(1)
-    is_seen = np.minimum(lengths[:-1], lengths[1:]) > 10 * rounding[good][1:-1]
+    is_seen = np.minimum(lengths[:-1], lengths[1:]) > SEEN * rounding[good][1:-1]
     for table, values in ((measured.turns, found.cosine), (measured.noisy, found.noisy)):
         table[name] = np.full(number, np.nan)
         table[name][there[1:-1][is_seen]] = values[is_seen]

@@ -25,8 +25,10 @@ AROUND = 4  # moves on each side of a step that say in which directions the tens
 RIDGE = 0.01  # least share of the mean energy that a direction is taken to have
 NOISE = 0.5  # of the shorter move: the noise whose visibility is reported
 WINDOW = 5  # steps on each side that say how sharply a tensor usually turns
-# A turn that is so much sharper than usual, and not rather on than back, is noise.
-SHARPER, BACK, STRAIGHT_BACK = 0.45, 0.2, -0.5
+# A turn so many standard deviations (within bounds) sharper than usual, not rather on than back, is
+# noise. Turns of clean runs were up to six of them sharper, at loss spikes.
+DEVIATIONS, LEAST_SHARPER, MOST_SHARPER = 7.0, 0.15, 0.5
+BACK, STRAIGHT_BACK = 0.2, -0.5
 POWER = 0.6  # distance grows about so with the number of updates, between a walk and a line
 FAR = 5.0  # times the step before: across wider gaps the law of distances does not hold
 PEAK = -1.6  # of runs without a spike -1.2 and more was seen, with one -2.1 and less
@@ -50,17 +52,23 @@ def sample_places(rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[n
     return _spread(rows, SIDE), _spread(columns, across)
 
 
-def turns(path: Floats) -> Turns:
-    """How a matrix turns at each inner step of its path [steps, rows, columns]."""
+def turns(path: Floats, rounding: Floats) -> Turns:
+    """How a matrix turns at each inner step of its path [steps, rows, columns].
+
+    `rounding` is the squared error of each step by the form of its numbers: directions in which
+    there is little else are not magnified.
+    """
     moves = np.diff(path, axis=0)
     lengths = np.sqrt(np.einsum("kij,kij->k", moves, moves))
     units = moves / np.maximum(lengths, np.finfo(float).tiny)[:, None, None]
+    rounded = (rounding[:-1] + rounding[1:]) / np.maximum(lengths**2, np.finfo(float).tiny)
     left = np.einsum("kij,klj->kil", units, units)
     right = np.einsum("kij,kil->kjl", units, units)
     cosine, noisy = np.zeros(len(moves) - 1), np.zeros(len(moves) - 1)
     for at in range(len(moves) - 1):
         near = [*range(max(0, at - AROUND), at), *range(at + 2, min(len(moves), at + 2 + AROUND))]
-        rows, columns = _whitener(left[near].mean(0)), _whitener(right[near].mean(0))
+        ridge = max(RIDGE, 30 * rounded[[*near, at, at + 1]].max())
+        rows, columns = (_whitener(one[near].mean(0), ridge) for one in (left, right))
         before, after = (rows @ moves[one] @ columns for one in (at, at + 1))
         energy = NOISE**2 * lengths[at : at + 2].min() ** 2 * np.mean(rows**2) * len(rows)
         energy *= np.mean(columns**2) * len(columns)
@@ -77,7 +85,7 @@ def find_noise(cosines: Floats) -> Flags:
     straight back.
     """
     excess = sharper_than_usual(cosines)
-    noisy = (excess > SHARPER) & (cosines < BACK)
+    noisy = (excess > _threshold(excess)) & (cosines < BACK)
     worst = np.pad(np.where(noisy, excess, 0), ((0, 0), (1, 1)))
     beside = np.maximum(worst[:, :-2], worst[:, 2:])
     return noisy & ((excess >= beside) | (cosines < STRAIGHT_BACK))
@@ -85,8 +93,8 @@ def find_noise(cosines: Floats) -> Flags:
 
 def sees_noise(cosines: Floats, noisy: Floats) -> Flags:
     """Where noise would be found that turned a tensor to `noisy`."""
-    excess = sharper_than_usual(cosines) + cosines - noisy
-    seen: Flags = (excess > SHARPER) & (noisy < BACK)
+    excess = sharper_than_usual(cosines)
+    seen: Flags = (excess + cosines - noisy > _threshold(excess)) & (noisy < BACK)
     return seen
 
 
@@ -198,10 +206,17 @@ def _spread(length: int, number: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, length - 1, min(number, length)).astype(np.int64))
 
 
-def _whitener(covariance: Floats) -> Floats:
+def _whitener(covariance: Floats, ridge: float) -> Floats:
     energies, directions = np.linalg.eigh(covariance)
-    floor = RIDGE * max(energies.mean(), np.finfo(float).tiny)
+    floor = ridge * max(energies.mean(), np.finfo(float).tiny)
     return (directions / np.sqrt(np.maximum(energies, 0) + floor)) @ directions.T
+
+
+def _threshold(excess: Floats) -> float:
+    """How much sharper than usual is too sharp, by how much turns of this run differ."""
+    known = np.abs(excess[np.isfinite(excess)])
+    deviation = 1.48 * float(np.median(known)) if known.size else 0.0
+    return min(max(DEVIATIONS * deviation, LEAST_SHARPER), MOST_SHARPER)
 
 
 def _cosine(inner: float, left: float, right: float) -> float:

@@ -38,6 +38,9 @@ def lint_together(runs: Sequence[Linted], seeds: Seeds) -> list[Finding]:
                 if told.setdefault(frozenset(pair), is_same) != is_same or len({*pair}) == 1:
                     raise ConfigError("of the same and of another seed at once", found=pair)
     found = list[Finding]()
+    names = [Path(run.name).resolve() for run in runs]
+    if len({*names}) < len(names):
+        raise ConfigError("a run is given twice", found=", ".join(map(str, names)))
     for left, right in combinations(runs, 2):
         declared = _declared_same(left, right)
         found += _of_pair(left, right, told.get(frozenset((left.name, right.name)), declared))
@@ -75,9 +78,11 @@ def _of_pair(left: Linted, right: Linted, is_same: bool | None) -> Iterator[Find
                           "the same seed", "say so with --same-seed or --other-seed")  # fmt: skip
     later = tuple(step for step in shared if step not in starts)
     if later:
-        yield Finding("alarm", names, later, "have the same weights", "one member's files were "
-                      "published as the other's", "fetch both again and compare with the source",
-                      )  # fmt: skip
+        told, cause = "have the same weights", "one member's files were published as the other's"
+        branches = [run for run in (left, right) if run.declared and run.declared.branch]
+        if branches:
+            cause = f"{branches[0].name} is a branch: one that changes nothing, or nothing here"
+        yield Finding("note" if branches else "alarm", names, later, told, cause, FETCH)
     elsewhere = {digest: step for step, digest in theirs.items() if step not in starts}
     for step, digest in ours.items():
         if step not in starts and elsewhere.get(digest, step) != step:
