@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny.errors import ConfigError, DataError, OrderError
@@ -184,6 +184,7 @@ def spliced(folder: Path, parent: Order, other: Windows, data: st.DataObject) ->
     return Spliced(parts, np.array(patched, np.int64), patch)
 
 
+@settings(max_examples=25)  # each writes several stores and indexes
 @given(case=orders(), data=st.data(), wanted=strings)
 def test_a_branch_is_searched_as_its_windows_are(
     case: tuple[list[list[int]], int, int, bool, int], data: st.DataObject, wanted: list[int]
@@ -203,6 +204,7 @@ def test_a_branch_is_searched_as_its_windows_are(
         assert found_in(branch, wanted)[0] == in_windows(branch, wanted)
 
 
+@settings(max_examples=40)
 @given(case=orders(), data=st.data())
 def test_the_pieces_of_an_item_are_where_it_is_seen(
     case: tuple[list[list[int]], int, int, bool, int], data: st.DataObject
