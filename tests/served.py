@@ -24,8 +24,9 @@ class Served:
     """What the server does: `faults` maps a path to what is wrong with it.
 
     "whole": ranges are ignored; a number: this status; "drop": connections of every other request
-    are dropped; "short": fewer bytes than promised; "shift": another range; "grow": another size;
-    "to URL": a redirect. `asked` keeps (path, range, authorization) of every request.
+    are dropped; "short": fewer bytes than promised; "cut": the same, every other time; "shift":
+    another range; "grow": another size; "to URL": a redirect. `asked` keeps (path, range,
+    authorization) of every request.
     """
 
     folder: Path
@@ -71,6 +72,8 @@ def answer(request: BaseHTTPRequestHandler, served: Served) -> None:
     path, asked = request.path, request.headers["Range"]
     served.asked.append((path, asked, request.headers["Authorization"]))
     fault = served.faults.get(path)
+    if fault == "cut":
+        fault = "short" if len(served.asked) % 2 else None
     if fault == "drop" and len(served.asked) % 2:
         request.close_connection = True
     elif isinstance(fault, int):

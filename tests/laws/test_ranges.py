@@ -78,6 +78,8 @@ def test_bytes_are_counted_and_connections_kept(server: Served) -> None:
     assert server.connections == 1
     assert Joined([served, here], "both").moved == served.moved + here.moved
     assert open_ranges(f"{server.url}/empty").size == 0
+    server.faults["/empty"] = "whole"
+    assert open_ranges(f"{server.url}/empty").size == 0
     assert open_ranges(f"{server.url}/a b").read(1, 1) == DATA[1:2]
 
 
@@ -114,8 +116,9 @@ def test_servers_that_err(server: Served, fault: object, message: str) -> None:
     assert sum(len(asked[1]) for asked in server.asked) < 1000  # and nothing was fetched whole
 
 
-def test_dropped_connections_are_opened_again(server: Served) -> None:
-    server.faults["/data"] = "drop"
+@pytest.mark.parametrize("fault", ["drop", "cut"])
+def test_dropped_connections_are_opened_again(server: Served, fault: str) -> None:
+    server.faults["/data"] = fault
     one = open_ranges(f"{server.url}/data")
     assert [one.read(place, 3) for place in (0, 9, 99)] == [DATA[:3], DATA[9:12], DATA[99:102]]
 
