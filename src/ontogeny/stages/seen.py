@@ -126,6 +126,13 @@ class Memory:
         """The longest parts of a text that were seen, in its order, each with some places."""
         require_unicode(text)
         tokens, spans = self.vocabulary.encode(text), []
+        if len(tokens) < least:
+            raise ConfigError(
+                "the text is shorter than any part looked for",
+                expected=f"{least} tokens or more",
+                found=len(tokens),
+                fix=f"a longer text, or --least {max(len(tokens), 1)}",
+            )
         for span in trace(self.history, tokens, least=least, before=before):
             own, sighting = tokens[span.start : span.stop], span.sighting
             spans.append(
