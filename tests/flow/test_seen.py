@@ -16,9 +16,8 @@ from ontogeny.order.plan import Order
 from ontogeny.stages.branch import begin_branch, plan_branch
 from ontogeny.stages.materials import open_materials
 from ontogeny.stages.splices import read_spec
-from ontogeny.tokens.forms import spellings
 from ontogeny.tokens.store import open_store
-from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, open_vocabulary
+from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, open_vocabulary, spellings
 from ontogeny.tokens.writer import StoreWriter
 from ontogeny.training.loop import train
 from spoken import Said, Type
@@ -69,6 +68,7 @@ def places_of(rows: list[tuple[int, int, list[int]]], wanted: list[int]) -> list
 def texts_of(rows: list[Any], vocabulary: Vocabulary, text: str) -> list[list[int]]:
     """Where a text begins with a token, or after the space of one, found in the bytes of rows."""
     spelled, wanted = spellings(vocabulary), text.encode()
+    assert spelled is not None
     found = []
     for update, number, row in rows:
         pieces = [spelled[token] for token in row]

@@ -199,9 +199,7 @@ def _moment(place: dict[str, Any]) -> tuple[int, int, int]:
 def _items_called(store: Store, name: str) -> list[int]:
     """The documents of an id, or the one of a number where a store knows no ids."""
     if isinstance(store, DocumentStore):
-        ids, wanted = store.document_ids, name.encode()
-        alike = np.flatnonzero(ids.sizes == len(wanted)).tolist()
-        return [item for item in alike if ids.tokens(item).tobytes() == wanted]
+        return store.documents_called(name)
     return [int(name)] if name.isdecimal() and int(name) < len(store) else []
 
 

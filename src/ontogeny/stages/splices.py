@@ -81,11 +81,11 @@ class Selection(SpliceSettings):
         """Whether each document is named: bool [documents]. Raises ConfigError for unknown ones."""
         named = np.zeros(len(store), bool)
         for id_ in self.documents:
-            number = store.document_called(id_)
-            if number is None:
+            numbers = store.documents_called(id_)
+            if not numbers:
                 some = (store.document_id(one) for one in range(min(len(store), LOOKED_AT)))
                 raise ConfigError(f"no document {id_!r}", where="splice", fix=nearest(id_, some))
-            named[number] = True
+            named[numbers] = True
         for name in self.sources:
             if name not in store.source_names:
                 known = ", ".join(store.source_names)

@@ -9,7 +9,6 @@ Not here: where they were seen (`ontogeny.order.seen`).
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,34 +16,9 @@ from dataclasses import dataclass
 
 from ontogeny.errors import ConfigError
 from ontogeny.tokens.suffixes import Range, Suffixes
-from ontogeny.tokens.vocabulary import Vocabulary
+from ontogeny.tokens.vocabulary import Vocabulary, spellings
 
-PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes written as themselves
 SPACE = b" "
-
-
-def spellings(vocabulary: Vocabulary) -> dict[int, bytes]:
-    """The bytes of text that every id of a byte-level vocabulary stands for.
-
-    Raises ConfigError for vocabularies of another kind.
-    """
-    if (json.loads(vocabulary.definition).get("decoder") or {}).get("type") != "ByteLevel":
-        raise ConfigError(
-            "its tokens have no bytes of their own, so that a text cannot be searched",
-            where=vocabulary.where,
-            expected="a byte-level vocabulary",
-            fix="--tokens 12,34",
-        )
-    others = (byte for byte in range(256) if byte not in PRINTED)
-    letters = {chr(byte): byte for byte in PRINTED}
-    letters |= {chr(256 + place): byte for place, byte in enumerate(others)}
-    known = vocabulary.tokenizer.get_vocab(with_added_tokens=True).items()
-    return {
-        number: bytes(letters[letter] for letter in token)
-        if letters.keys() >= set(token)
-        else token.encode()
-        for token, number in known
-    }
 
 
 def require_unicode(text: str) -> None:
@@ -71,7 +45,15 @@ class Forms:
 
     def __init__(self, vocabulary: Vocabulary, indexes: Sequence[Suffixes]) -> None:
         self._vocabulary, self._indexes = vocabulary, indexes
-        self.spellings = spellings(vocabulary)
+        spelled_by = spellings(vocabulary)
+        if spelled_by is None:
+            raise ConfigError(
+                "its tokens have no bytes of their own, so that a text cannot be searched",
+                where=vocabulary.where,
+                expected="a byte-level vocabulary",
+                fix="--tokens 12,34",
+            )
+        self.spellings = spelled_by
         self._ids = defaultdict(list)
         for number, spelled in self.spellings.items():
             self._ids[spelled].append(number)

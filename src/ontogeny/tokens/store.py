@@ -229,11 +229,11 @@ class DocumentStore(Store):
     def document_id(self, document: int) -> str:
         return self.document_ids.tokens(document).tobytes().decode()
 
-    def document_called(self, id_: str) -> int | None:
-        """The number of the document of an id, None where there is none."""
+    def documents_called(self, id_: str) -> list[int]:
+        """The numbers of the documents of an id."""
         ids, wanted = self.document_ids, id_.encode()
         alike = np.flatnonzero(ids.sizes == len(wanted)).tolist()
-        return next((one for one in alike if ids.tokens(one).tobytes() == wanted), None)
+        return [one for one in alike if ids.tokens(one).tobytes() == wanted]
 
     @cached_property
     def sources(self) -> np.ndarray:

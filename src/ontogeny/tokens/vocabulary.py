@@ -28,6 +28,7 @@ SPECIAL = [END_OF_DOCUMENT, PADDING]  # ids 0 and 1 of a trained vocabulary
 SMALLEST = len(SPECIAL) + 256  # the special tokens and every byte
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes written as themselves
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,32 @@ def load_vocabulary(path: Path) -> Vocabulary:
         raise _not_a_tokenizer(path, "not UTF-8 text") from error
 
 
-def byte_lengths(vocabulary: Vocabulary) -> np.ndarray | None:
-    """How many bytes of text every id stands for; one more entry, of 0, for ids of no text.
+def spellings(vocabulary: Vocabulary) -> dict[int, bytes] | None:
+    """The bytes of text that every id stands for, None where tokens have no bytes of their own.
 
-    None where the vocabulary is not byte-level, so that tokens have no bytes of their own.
+    Tokens of a byte-level vocabulary are written in 256 letters, one a byte: those that can be
+    printed stand for themselves, the others are counted on from U+0100.
     """
     if (json.loads(vocabulary.definition).get("decoder") or {}).get("type") != "ByteLevel":
         return None
-    alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet())
+    others = (byte for byte in range(256) if byte not in PRINTED)
+    letters = {chr(byte): byte for byte in PRINTED}
+    letters |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {  # as the decoder has it: what is not written so stands for itself
+        number: bytes(letters[letter] for letter in token)
+        if letters.keys() >= set(token)
+        else token.encode()
+        for token, number in vocabulary.tokenizer.get_vocab(with_added_tokens=True).items()
+    }
+
+
+def byte_lengths(vocabulary: Vocabulary) -> np.ndarray | None:
+    """How many bytes of text every id stands for; one more entry, of 0, for ids of no text."""
+    spelled = spellings(vocabulary)
+    if spelled is None:
+        return None
     lengths = np.zeros(vocabulary.size + 1, np.int64)
-    for token, number in vocabulary.tokenizer.get_vocab(with_added_tokens=True).items():
-        # As the decoder has it: what is not spelled in bytes stands for itself.
-        lengths[number] = len(token if alphabet.issuperset(token) else token.encode())
+    lengths[list(spelled)] = list(map(len, spelled.values()))
     return lengths
 
 
