@@ -13,12 +13,13 @@ Planted documents are never held out. Not here: tokens.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from ontogeny.artifact import Artifact, writing
 from ontogeny.digest import digest_bytes
@@ -28,8 +29,8 @@ from ontogeny.text.components import component_documents, component_facts, diges
 from ontogeny.text.dedup import text_digest
 from ontogeny.text.documents import (
     Document,
-    DocumentWriter,
     digest_documents,
+    json_line,
     read_documents,
     work_of,
 )
@@ -37,8 +38,10 @@ from ontogeny.text.planted import planted_documents
 
 CorpusName = Literal["standard", "deduped", "held-out"]
 CORPORA: tuple[CorpusName, ...] = ("standard", "deduped", "held-out")
+REMOVED = ("duplicate", "also held out", "empty")
 
 Work = tuple[str, str]  # source, name
+Sizes = defaultdict[str, list[int]]  # bytes of every document, by source
 
 
 def text_inputs(settings: TextSettings, base: Path) -> dict[str, str]:
@@ -54,26 +57,28 @@ def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base
     Raises DataError when nothing is left to train on or to hold out, and what the readers raise.
     """
     stream = _stream_of(settings, cache, base)
-    works = _survey(stream())
-    held_out = _held_out(works, settings.held_out, settings.seed)
-    held_digests = {digest for work in held_out for digest in works[work].digests}
+    held_out, held_digests = _held_out(stream(), settings)
     planted, truth = planted_documents(settings.planted) if settings.planted else ([], [])
     inputs = text_inputs(settings, base)
-    with writing(folder, "text", config=settings.resolved(), inputs=inputs) as draft:
-        with ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(DocumentWriter(corpus_file(draft.folder, name)))
-                for name in CORPORA
-            }
-            cut = _Cut(writers, held_out, held_digests)
-            for document in stream():
-                cut.place(document)
-            cut.require_text(settings.path or "[text.components]")
-            for document in planted:
-                cut.train_on(document)
-        draft.facts |= cut.facts() | {
+    with (
+        writing(folder, "text", config=settings.resolved(), inputs=inputs) as draft,
+        ExitStack() as stack,
+    ):
+        cut = _Cut(held_out, held_digests)
+        for name in CORPORA:
+            cut.files[name] = stack.enter_context(corpus_file(draft.folder, name).open("wb"))
+        for document in stream():
+            cut.place(document)
+        cut.require_text(settings.path or "[text.components]")
+        first = {d.id for d in planted if cut.train_on(d, text_digest(d.text))}
+        for fact in truth:
+            deduped = len(first.intersection(fact["ids"]))
+            fact["documents"] = {"standard": len(fact["ids"]), "deduped": deduped}
+        draft.facts |= {
+            "corpora": {name: _counts(cut.sizes[name]) for name in CORPORA},
+            "removed": {reason: _counts(cut.sizes[reason]) for reason in REMOVED},
             "components": component_facts(settings.components),
-            "planted": [_with_counts(fact, cut.dropped_ids) for fact in truth],
+            "planted": truth,
         }
     return draft.artifact
 
@@ -84,67 +89,43 @@ def corpus_file(folder: Path, name: CorpusName) -> Path:
 
 
 @dataclass(slots=True)
-class _Size:
-    """What is known of a work, or counted of a source, without its text."""
-
-    num_documents: int = 0
-    num_bytes: int = 0
-    digests: list[bytes] = field(default_factory=list)
-
-    def add(self, document: Document) -> None:
-        self.num_documents += 1
-        self.num_bytes += len(document.text.encode())
-
-    def row(self) -> dict[str, int]:
-        return {"documents": self.num_documents, "bytes": self.num_bytes}
-
-
-Tally = defaultdict[str, _Size]
-
-
 class _Cut:
-    """Sends every document to the corpora it belongs to, and counts."""
+    """Sends every document to the corpora it belongs to, and counts, also what is removed."""
 
-    def __init__(
-        self,
-        writers: Mapping[CorpusName, DocumentWriter],
-        held_out: set[Work],
-        held_digests: set[bytes],
-    ) -> None:
-        self.dropped_ids: set[str] = set()  # of planted documents that are not in `deduped`
-        self._writers = writers
-        self._held_out = held_out
-        self._held_digests = held_digests
-        self._held_seen: set[bytes] = set()
-        self._seen: set[bytes] = set()
-        self._kept: dict[str, Tally] = {name: defaultdict(_Size) for name in CORPORA}
-        self._removed: dict[str, Tally] = {
-            reason: defaultdict(_Size) for reason in ("duplicate", "also held out", "empty")
-        }
+    held_out: set[Work]
+    held_digests: set[bytes]
+    files: dict[str, BinaryIO] = field(default_factory=dict)
+    sizes: dict[str, Sizes] = field(
+        default_factory=lambda: {place: defaultdict(list) for place in (*CORPORA, *REMOVED)}
+    )
+    held_seen: set[bytes] = field(default_factory=set)
+    seen: set[bytes] = field(default_factory=set)
 
     def place(self, document: Document) -> None:
         """Put a document where the cut says, and nowhere when it is empty or a duplicate there."""
         digest = text_digest(document.text)
-        is_held_out = _work(document) in self._held_out
         if not document.text.strip():
-            self._remove("empty", document)
-        elif is_held_out and digest not in self._held_seen:
-            self._held_seen.add(digest)
-            self._keep("held-out", document)
-        elif digest in self._held_digests:
-            self._remove("also held out", document)
+            self._put("empty", document)
+        elif _work(document) in self.held_out and digest not in self.held_seen:
+            self.held_seen.add(digest)
+            self._put("held-out", document)
+        elif digest in self.held_digests:
+            self._put("also held out", document)
         else:
-            self._train_on(document, digest)
+            self.train_on(document, digest)
 
-    def train_on(self, document: Document) -> None:
-        """Put a planted document in training, and in `deduped` unless an equal text is there."""
-        if not self._train_on(document, text_digest(document.text)):
-            self.dropped_ids.add(document.id)
+    def train_on(self, document: Document, digest: bytes) -> bool:
+        """Put a document in training; whether it is in `deduped`, as the first of its text."""
+        is_first = digest not in self.seen
+        self.seen.add(digest)
+        self._put("standard", document)
+        self._put("deduped" if is_first else "duplicate", document)
+        return is_first
 
     def require_text(self, where: str) -> None:
         """Raise DataError unless there is text to train on and text to hold out."""
         for name, fix in (("standard", "add text"), ("held-out", "add documents or works")):
-            if not self._kept[name]:
+            if not self.sizes[name]:
                 raise DataError(
                     f"the {name} part is empty",
                     where=where,
@@ -152,82 +133,61 @@ class _Cut:
                     fix=f"{fix}: split the text into several files or lines",
                 )
 
-    def facts(self) -> dict[str, Any]:
-        """Documents and bytes, by corpus and source, and of what was removed, by reason."""
-        return {
-            "corpora": {name: _rows(tally) for name, tally in self._kept.items()},
-            "removed": {reason: _rows(tally) for reason, tally in self._removed.items()},
-        }
-
-    def _train_on(self, document: Document, digest: bytes) -> bool:
-        self._keep("standard", document)
-        is_first = digest not in self._seen
-        self._seen.add(digest)
-        if is_first:
-            self._keep("deduped", document)
-        else:
-            self._remove("duplicate", document)
-        return is_first
-
-    def _keep(self, name: CorpusName, document: Document) -> None:
-        self._writers[name].write(document)
-        self._kept[name][document.source].add(document)
-
-    def _remove(self, reason: str, document: Document) -> None:
-        self._removed[reason][document.source].add(document)
+    def _put(self, place: str, document: Document) -> None:
+        self.sizes[place][document.source].append(len(document.text.encode()))
+        if place in self.files:
+            self.files[place].write(json_line(document))
 
 
 def _stream_of(
     settings: TextSettings, cache: Path | None, base: Path
 ) -> Callable[[], Iterable[Document]]:
     if settings.path is not None:
-        path = base / settings.path
-        return lambda: read_documents(path)
+        return partial(read_documents, base / settings.path)
     documents = component_documents(settings.components, cache)
     return lambda: documents
 
 
-def _survey(documents: Iterable[Document]) -> dict[Work, _Size]:
-    works: defaultdict[Work, _Size] = defaultdict(_Size)
+def _held_out(
+    documents: Iterable[Document], settings: TextSettings
+) -> tuple[set[Work], set[bytes]]:
+    """The works that are held out, and the digests of their texts."""
+    sizes: Counter[Work] = Counter()
+    digests: defaultdict[Work, list[bytes]] = defaultdict(list)
     for document in documents:
         if document.text.strip():
-            work = works[_work(document)]
-            work.add(document)
-            work.digests.append(text_digest(document.text))
-    return works
-
-
-def _held_out(works: Mapping[Work, _Size], share: float, seed: int) -> set[Work]:
+            sizes[_work(document)] += len(document.text.encode())
+            digests[_work(document)].append(text_digest(document.text))
+    order = {w: digest_bytes("\0".join((str(settings.seed), *w)).encode()) for w in sizes}
     sources: defaultdict[str, list[Work]] = defaultdict(list)
-    for work in sorted(works, key=lambda w: digest_bytes("\0".join((str(seed), *w)).encode())):
+    for work in sorted(sizes, key=lambda work: order[work]):
         sources[work[0]].append(work)
     chosen: set[Work] = set()
-    for candidates in sources.values():
-        if len(candidates) < 2:
-            continue
-        budget = share * sum(works[work].num_bytes for work in candidates)
-        fitting = []
-        for work in candidates:
-            if works[work].num_bytes <= budget:
-                budget -= works[work].num_bytes
-                fitting.append(work)
-        chosen.update(fitting or [min(candidates, key=lambda work: works[work].num_bytes)])
-    return chosen
+    for works in sources.values():
+        if len(works) > 1:
+            chosen.update(_fitting(works, sizes, settings.held_out))
+    return chosen, {digest for work in chosen for digest in digests[work]}
+
+
+def _fitting(works: list[Work], sizes: Mapping[Work, int], share: float) -> list[Work]:
+    """The works, in their order, that fit in the share; the smallest if none does."""
+    left = share * sum(sizes[work] for work in works)
+    fitting = []
+    for work in works:
+        if sizes[work] <= left:
+            left -= sizes[work]
+            fitting.append(work)
+    return fitting or [min(works, key=lambda work: sizes[work])]
 
 
 def _work(document: Document) -> Work:
     return document.source, work_of(document.id)
 
 
-def _rows(tally: Tally) -> dict[str, Any]:
-    return {
-        "documents": sum(size.num_documents for size in tally.values()),
-        "bytes": sum(size.num_bytes for size in tally.values()),
-        "sources": {source: size.row() for source, size in sorted(tally.items())},
+def _counts(sizes: Sizes) -> dict[str, Any]:
+    rows = {
+        source: {"documents": len(numbers), "bytes": sum(numbers)}
+        for source, numbers in sorted(sizes.items())
     }
-
-
-def _with_counts(fact: dict[str, Any], dropped: set[str]) -> dict[str, Any]:
-    """The truth about one plant with the number of its documents in each corpus."""
-    kept = sum(name not in dropped for name in fact["ids"])
-    return fact | {"documents": {"standard": len(fact["ids"]), "deduped": kept}}
+    total = {key: sum(row[key] for row in rows.values()) for key in ("documents", "bytes")}
+    return {**total, "sources": rows}

@@ -7,28 +7,25 @@ Pile and of its successors. Not here: which documents a suite takes (`corpus.py`
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import zstandard
+import pyarrow as pa
 
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import DataError
 
-JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+JSON_LINES = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}  # and their compression
 _TEXT_SUFFIXES = (
     ".txt .text .md .rst .tex .org .py .c .h .cc .cpp .hpp .go .rs .java .js .ts .rb .sh .sql .r "
     ".jl .lean .html .css .toml .yaml .yml .ini .cfg .csv .tsv"
 )
-PLAIN_TEXT = frozenset(_TEXT_SUFFIXES.split())
-COMPRESSION_LEVEL = 3
+SUFFIXES = (*JSON_LINES, *_TEXT_SUFFIXES.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def read_documents(path: Path) -> Iterator[Document]:
     Raises DataError at the first thing that cannot be read, and when there is no document at all.
     """
     seen: set[bytes] = set()
-    for file, name in document_files(path):
+    for file, name in _files(path):
         for document, place in _documents_in(file, name, path):
             key = hashlib.sha256(document.id.encode()).digest()[:16]
             if key in seen:
@@ -69,43 +66,25 @@ def read_documents(path: Path) -> Iterator[Document]:
         raise DataError("the corpus is empty", where=path, expected="at least one document")
 
 
-def write_documents(path: Path, documents: Iterable[Document]) -> int:
-    """Write documents to a `.jsonl` or `.jsonl.zst` file and return their number."""
-    with DocumentWriter(path) as writer:
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """Write documents as JSON Lines, compressed if the name ends in `.gz` or `.zst`."""
+    with pa.output_stream(path) as file:
         for document in documents:
-            writer.write(document)
-        return writer.num_documents
+            file.write(json_line(document))
 
 
-class DocumentWriter:
-    """A `.jsonl` file being written, one document at a time; compressed if its name ends in `.zst`.
-
-    Artifacts hold plain files: their identity must not depend on a compressor's release.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.num_documents = 0
-        self._file = path.open("wb")
-        self._stream: Any = self._file
-        if path.suffix == ".zst":
-            compressor = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL)
-            self._stream = compressor.stream_writer(self._file)
-
-    def __enter__(self) -> DocumentWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._file, self._stream:
-            pass  # ends the frame if there is one, then closes the file
-
-    def write(self, document: Document) -> None:
-        """Append one document."""
-        row = {"id": document.id, "source": document.source, "text": document.text}
-        self._stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        self.num_documents += 1
+def json_line(document: Document) -> bytes:
+    """A document as a line of JSON Lines."""
+    row = {"id": document.id, "source": document.source, "text": document.text}
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def document_files(path: Path) -> list[tuple[Path, str]]:
+def digest_documents(path: Path) -> str:
+    """The digest of a corpus on disk: the relative names and contents of its readable files."""
+    return digest_json({name: digest_file(file) for file, name in _files(path)})
+
+
+def _files(path: Path) -> list[tuple[Path, str]]:
     """The readable files at or under `path` with their relative names, sorted by name.
 
     Hidden files and folders and unknown file types are passed over. Raises DataError when `path`
@@ -118,8 +97,8 @@ def document_files(path: Path) -> list[tuple[Path, str]]:
     else:
         under = (file for file in path.rglob("*") if file.is_file())
         named = [(file, file.relative_to(path).as_posix()) for file in under]
-        found = [pair for pair in named if not any(p.startswith(".") for p in pair[1].split("/"))]
-    readable = [(file, name) for file, name in found if _suffix(name)]
+        found = [(file, name) for file, name in named if "/." not in f"/{name}"]
+    readable = [(file, name) for file, name in found if name.lower().endswith(SUFFIXES)]
     if found and not readable:
         raise DataError(
             "unknown file type",
@@ -128,98 +107,41 @@ def document_files(path: Path) -> list[tuple[Path, str]]:
             found=found[0][0].suffix or "no suffix",
             fix="rename the file, or convert it to .jsonl with a 'text' key",
         )
-    if not readable:
-        raise DataError("the corpus is empty", where=path, expected="at least one document")
     return sorted(readable, key=lambda pair: pair[1])
-
-
-def digest_documents(path: Path) -> str:
-    """The digest of a corpus on disk: the relative names and contents of its readable files."""
-    return digest_json({name: digest_file(file) for file, name in document_files(path)})
-
-
-def _suffix(name: str) -> str | None:
-    lower = name.lower()
-    for suffix in JSON_LINES:
-        if lower.endswith(suffix):
-            return suffix
-    suffix = Path(lower).suffix
-    return suffix if suffix in PLAIN_TEXT else None
 
 
 def _documents_in(file: Path, name: str, root: Path) -> Iterator[tuple[Document, str]]:
     """The documents of one file, each with its place for messages."""
-    folder, _, _ = name.rpartition("/")
-    suffix = _suffix(name) or ""
-    stem = file.name[: -len(suffix)]
+    suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
+    folder, slash, _ = name.partition("/")
+    source = folder if slash else name[: -len(suffix)]
     if suffix not in JSON_LINES:
-        source = folder.split("/")[0] or (stem if root.is_file() else root.resolve().name)
-        yield (
-            Document(name, _decode(file.read_bytes(), file, 0).removeprefix("\ufeff"), source),
-            (str(file)),
-        )
+        if not slash and not root.is_file():
+            source = root.resolve().name
+        yield Document(name, _decode(file.read_bytes(), file, 0), source), str(file)
         return
-    source = folder.split("/")[0] or stem
     offset = 0
-    for number, line in enumerate(_lines(file, suffix), start=1):
-        text = _decode(line, file, offset).removeprefix("\ufeff")
+    for number, line in enumerate(_lines(file, JSON_LINES[suffix]), start=1):
+        text = _decode(line, file, offset).rstrip()
         offset += len(line)
-        text = text.rstrip("\r\n")
-        if text.strip():
+        if text:
             place = f"{file}:{number}"
             yield _parse(text, place, f"{name}:{number}", source), place
 
 
-def _lines(file: Path, suffix: str) -> Iterator[bytes]:
+def _lines(file: Path, compression: str | None) -> Iterator[bytes]:
     try:
-        with file.open("rb") as raw, _decompressed(raw, suffix) as stream:
-            yield from stream
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        with pa.input_stream(file, compression) as stream:
+            yield from io.BufferedReader(stream, 1 << 20)
+    except OSError as error:
         raise DataError(
-            f"cannot decompress ({error})", where=file, fix="copy or compress the file again"
+            f"cannot be read ({error})", where=file, fix="copy or compress the file again"
         ) from error
-
-
-def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
-    if suffix == ".jsonl.gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 20)
-    if suffix == ".jsonl.zst":
-        return io.BufferedReader(_ZstandardFrames(raw), 1 << 20)
-    return raw
-
-
-class _ZstandardFrames(io.RawIOBase):
-    """Zstandard frames in a row; unlike the library's own reader, refuses one that is cut off."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._packed = b""
-        self._plain = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._plain and (self._packed or self._read()):
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._plain, self._packed = self._frame.decompress(self._packed), b""
-            if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._plain))
-        buffer[:count], self._plain = self._plain[:count], self._plain[count:]
-        return count
-
-    def _read(self) -> bool:
-        self._packed = self._file.read(1 << 14)
-        if not self._packed and self._frame is not None:
-            raise EOFError("the file ends inside a frame")
-        return bool(self._packed)
 
 
 def _decode(data: bytes, file: Path, offset: int) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
             "not UTF-8 text",
@@ -237,9 +159,7 @@ def _parse(line: str, place: str, default_id: str, default_source: str) -> Docum
         raise DataError(
             f"broken JSON ({error.msg})", where=f"{place}, column {error.colno}"
         ) from error
-    except RecursionError as error:
-        raise DataError("JSON nested too deeply", where=place) from error
-    except ValueError as error:  # a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or too deep
         raise DataError(f"broken JSON ({error})", where=place) from error
     if not isinstance(row, dict):
         raise DataError(
@@ -249,17 +169,15 @@ def _parse(line: str, place: str, default_id: str, default_source: str) -> Docum
     labels = meta if isinstance(meta, dict) else {}
     source = row.get("source") or labels.get("pile_set_name") or labels.get("source")
     name = row.get("id")
+    if name is None:
+        name = default_id
+    elif type(name) is int:  # and no bool
+        name = str(name)
     return Document(
-        _text(default_id if name is None else _identifier(name, place), "id", place),
+        _text(name, "id", place),
         _text(row.get("text"), "text", place),
         _text(source or default_source, "source", place),
     )
-
-
-def _identifier(value: Any, place: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise DataError("'id' is not a name", where=place, expected="a string or a whole number")
-    return str(value)
 
 
 def _text(value: Any, key: str, place: str) -> str:
@@ -267,13 +185,10 @@ def _text(value: Any, key: str, place: str) -> str:
     if not isinstance(value, str):
         found = "nothing" if value is None else type(value).__name__
         raise DataError(f"no text under {key!r}", where=place, expected="a string", found=found)
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{key!r} holds half a surrogate pair",
-                where=place,
-                found=f"character {error.start}",
-            ) from error
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{key!r} holds half a surrogate pair", where=place, found=f"character {error.start}"
+        ) from error
     return value
