@@ -4,7 +4,7 @@ Tiny runs are trained with many checkpoints, of several seeds, widths, lengths, 
 learning rates, half of them with a loss spike (the learning rate times 20 for some updates). Then
 noise is put into one matrix of one step, and steps are given each other's weights.
 
-    python benchmarks/lint.py [RUNS]           20 runs: about five minutes
+    python benchmarks/lint.py [RUNS]           20 runs: about four minutes
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from faulty import add_noise, copy_of, many_steps, matrices, put
+from faulty import add_noise, copy_of, many_steps, matrices, put, rounded
 from grown import prepare
 from ontogeny.checkpoints.lint import lint_run
 from ontogeny.checkpoints.lint_folders import find_steps
@@ -54,7 +56,9 @@ def try_faults(clean: Path, home: Path, draw: random.Random, counts: Counter[str
         run = copy_of(clean, home / "noise")
         step, name = draw.choice(steps[1:-1]), draw.choice(matrices(clean))
         add_noise(run, step, name, seed=draw.randrange(1000))
-        count(counts, "noise", alarms(run), {step})
+        count(
+            counts, f"noise, {'over' if len(steps) > 20 else 'under'} 20 steps", alarms(run), {step}
+        )
         for moved in (False, True):
             run, low = copy_of(clean, home / "relabelled"), draw.choice(doubled)
             step, served = draw.choice(((low, 2 * low), (2 * low, low)))
@@ -90,13 +94,17 @@ def main() -> int:
                 spike=spike, learning_rate=draw.choice((3e-3, 1e-2, 2e-2)),
             )  # fmt: skip
             found = alarms(run)
+            for dtype in (torch.float16, torch.bfloat16):
+                found |= alarms(rounded(run, home / "rounded", dtype))
             raised += bool(found)
             measured += len(find_steps(run))
             print(
                 f"run {seed}: {updates} updates, spike {spike}: alarms {sorted(found)}", flush=True
             )
             try_faults(run, home, draw, counts)
-    print(f"{raised} of {number} clean runs ({measured} steps) gave an alarm")
+    print(
+        f"{raised} of {number} clean runs ({measured} steps, also rounded to 16 bits) gave an alarm"
+    )
     for words, times in sorted(counts.items()):
         print(f"{times:4d}  {words}")
     print(f"{time.perf_counter() - began:.0f} s")

@@ -103,6 +103,17 @@ def alter(run: Path, step: int, change: Callable[[dict[str, Tensor]], None]) -> 
     save_file(tensors, file)
 
 
+def rounded(run: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """A copy of a run in numbers of another form."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+    for step in find_steps(copy_of(run, folder)):
+        alter(folder, step, change)
+    return folder
+
+
 def add_noise(run: Path, step: int, name: str, share: float = 0.5, seed: int = 0) -> None:
     """Add noise to a tensor: of a share of the shorter of the moves to its neighbours."""
     steps = list(find_steps(run))

@@ -82,6 +82,14 @@ def test_noise_turns_a_path_as_was_foretold(seed: int) -> None:
     assert sharper_than_usual(found[None])[0].argmax() == at - 1
 
 
+def test_rounding_is_not_magnified() -> None:
+    path = smooth_walk(0, 20, 16, 24, 4)
+    error = 0.1 * np.random.default_rng(0).standard_normal(path.shape)
+    known = turns(path + error, (error**2).sum((1, 2))).cosine
+    unknown = turns(path + error, np.zeros(20)).cosine
+    assert np.median(unknown) < 0 < np.median(known)
+
+
 def test_a_turn_that_all_tensors_share_is_not_sharper_than_usual() -> None:
     cosines = np.full((5, 20), 0.8)
     cosines[:, 7] = -0.9

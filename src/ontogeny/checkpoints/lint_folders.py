@@ -133,11 +133,11 @@ def open_checkpoint(run: str, step: int, folder: Path) -> tuple[Checkpoint, list
         try:
             checkpoint.config = hf.read_config(folder)
         except CheckpointError as error:
-            alarm(error.problem, "a damaged copy")
+            alarm(f"{hf.CONFIG} cannot be read: {error.problem}", "a damaged copy")
     try:
         files = hf.weight_files(folder)
     except CheckpointError as error:
-        alarm(f"{error.problem}", "never uploaded, or not fetched")
+        alarm(error.problem, "never uploaded, or not fetched")
         return checkpoint, found
     for file in files:
         if not file.is_file():

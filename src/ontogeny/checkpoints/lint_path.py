@@ -27,7 +27,7 @@ NOISE = 0.5  # of the shorter move: the noise whose visibility is reported
 WINDOW = 5  # steps on each side that say how sharply a tensor usually turns
 # A turn so many standard deviations (within bounds) sharper than usual, not rather on than back, is
 # noise. Turns of clean runs were up to six of them sharper, at loss spikes.
-DEVIATIONS, LEAST_SHARPER, MOST_SHARPER = 7.0, 0.15, 0.5
+DEVIATIONS, LEAST_SHARPER, MOST_SHARPER = 7.0, 0.15, 0.45
 BACK, STRAIGHT_BACK = 0.2, -0.5
 POWER = 0.6  # distance grows about so with the number of updates, between a walk and a line
 FAR = 5.0  # times the step before: across wider gaps the law of distances does not hold
@@ -67,7 +67,8 @@ def turns(path: Floats, rounding: Floats) -> Turns:
     cosine, noisy = np.zeros(len(moves) - 1), np.zeros(len(moves) - 1)
     for at in range(len(moves) - 1):
         near = [*range(max(0, at - AROUND), at), *range(at + 2, min(len(moves), at + 2 + AROUND))]
-        ridge = max(RIDGE, 30 * rounded[[*near, at, at + 1]].max())
+        # Magnified on both sides, what is only rounded stays below a tenth of what moves.
+        ridge = max(RIDGE, np.sqrt(10 * rounded[[*near, at, at + 1]].max()))
         rows, columns = (_whitener(one[near].mean(0), ridge) for one in (left, right))
         before, after = (rows @ moves[one] @ columns for one in (at, at + 1))
         energy = NOISE**2 * lengths[at : at + 2].min() ** 2 * np.mean(rows**2) * len(rows)

@@ -67,7 +67,8 @@ def _of_pair(left: Linted, right: Linted, is_same: bool | None) -> Iterator[Find
     names = f"{left.name} and {right.name}"
     ours, theirs = left.whole, right.whole
     shared = tuple(step for step in ours if ours[step] == theirs.get(step))
-    starts = tuple(step for step in shared if step in _expected_starts(left, right, shared))
+    still = {*first_still(left.declared), *first_still(right.declared)} if 0 in shared else set()
+    starts = tuple(step for step in shared if step in {0, *still})
     if 0 in ours and 0 in theirs:
         if is_same and 0 not in shared:
             yield _differing_starts(left, right, names)
@@ -91,18 +92,6 @@ def _of_pair(left: Linted, right: Linted, is_same: bool | None) -> Iterator[Find
             yield Finding("alarm", names, (step, elsewhere[digest]), told, cause, FETCH)
     yield from _foreign_start(left, right)
     yield from _foreign_start(right, left)
-
-
-def _expected_starts(left: Linted, right: Linted, shared: tuple[int, ...]) -> set[int]:
-    """The steps that two runs may share: the start, where a branch begins, updates of rate 0."""
-    expected = {0}
-    for run in (left, right):
-        settings = run.declared
-        if settings is not None and settings.branch is not None:
-            expected.add(settings.first_step)
-        elif 0 in shared:
-            expected |= {*first_still(settings)}
-    return expected
 
 
 def _differing_starts(left: Linted, right: Linted, names: str) -> Finding:
