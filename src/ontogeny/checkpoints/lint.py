@@ -22,7 +22,7 @@ from ontogeny.checkpoints.lint_folders import (
     missing_steps,
     open_checkpoint,
 )
-from ontogeny.checkpoints.lint_measure import Linted, Measured, measure
+from ontogeny.checkpoints.lint_measure import Linted, Measured, Track, measure
 from ontogeny.checkpoints.lint_path import (
     find_noise,
     median,
@@ -35,7 +35,7 @@ from ontogeny.errors import OntogenyError
 from ontogeny.suite import RunSettings
 
 
-def lint_run(path: Path) -> Linted:
+def lint_run(path: Path, track: Track = iter) -> Linted:
     """Look at every checkpoint of a folder. Raises CheckpointError if it holds none."""
     name = str(path)
     opened = [open_checkpoint(name, step, folder) for step, folder in find_steps(path).items()]
@@ -48,7 +48,7 @@ def lint_run(path: Path) -> Linted:
             Finding("alarm", name, tuple(absent), "missing", f"by {known_from}", "fetch them")
         )
     findings += compare_forms(name, checkpoints)
-    measured = measure([one for one in checkpoints if one.tensors])
+    measured = measure([one for one in checkpoints if one.tensors], track)
     linted = Linted(name, checkpoints, declared, measured, findings)
     for step, tensors in measured.not_finite.items():
         cause = "a damaged copy, a conversion that overflowed, or training that diverged"
@@ -57,7 +57,7 @@ def lint_run(path: Path) -> Linted:
     kept = [at for at, step in enumerate(measured.steps) if step not in wrong]
     wrong |= _off_the_path(linted, kept, absent)
     _tensors_off_the_path(linted, wrong)
-    _say_what_was_not_checked(linted)
+    _say_what_was_not_checked(linted, wrong)
     return linted
 
 
@@ -176,7 +176,7 @@ def _tensors_off_the_path(linted: Linted, wrong: set[int]) -> None:
         linted.alarm([step], f"{what} away from the path and back", cause, sorted(names))
 
 
-def _say_what_was_not_checked(linted: Linted) -> None:
+def _say_what_was_not_checked(linted: Linted, wrong: set[int]) -> None:
     measured, steps = linted.measured, linted.measured.steps
     seen = sees_noise(measured.all_turns(), measured.all_turns(noisy=True))
     places = int(np.isfinite(measured.all_turns()).sum())
@@ -190,4 +190,6 @@ def _say_what_was_not_checked(linted: Linted) -> None:
         say(f"noise, but in matrices at inner steps; half an update of it would be seen at {share}")
     else:
         say("noise in single tensors: that takes six steps and matrices that move visibly")
+    if wrong:
+        say("noise in the steps that are wrong as a whole, and in those beside them")
     say("optimizer states, tokenizers, and which data the steps have seen (ontogeny verify)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,8 @@ from ontogeny.checkpoints.lint_folders import FETCH, Checkpoint, Finding, Held
 from ontogeny.checkpoints.lint_path import Floats, sample_places, squared_distances, turns
 from ontogeny.digest import digest_json
 from ontogeny.suite import RunSettings
+
+Track = Callable[[list[str]], Iterable[str]]
 
 BLOCK = 1 << 20  # elements of a tensor in memory at a time, of a step and the one before it
 LEAST_SIDE = 8  # rows and columns of a tensor whose turns mean something
@@ -119,11 +121,14 @@ class Linted:
         return {step: digest_json(found) for step, found in sorted(steps.items())}
 
 
-def measure(checkpoints: Sequence[Checkpoint]) -> Measured:
-    """Measure every tensor of a run, at all steps that hold it in its usual shape."""
+def measure(checkpoints: Sequence[Checkpoint], track: Track = iter) -> Measured:
+    """Measure every tensor of a run, at all steps that hold it in its usual shape.
+
+    `track` goes through the tensors' names, and may tell how far it is.
+    """
     measured = Measured([one.step for one in checkpoints])
     names = dict.fromkeys(name for one in checkpoints for name in one.tensors)
-    for name in names:
+    for name in track([*names]):
         held = {at: one.tensors[name] for at, one in enumerate(checkpoints) if name in one.tensors}
         shapes = [one.shape for one in held.values()]
         usual = max(reversed(shapes), key=shapes.count)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.progress import track
 
-from ontogeny.cli.app import app, out
+from ontogeny.cli.app import app, err, out
 
 if TYPE_CHECKING:
     from ontogeny.checkpoints.lint_folders import Finding
@@ -41,7 +43,8 @@ def lint(
     from ontogeny.checkpoints.lint_runs import Seeds, lint_together
 
     seeds = Seeds(*([words.split(",") for words in one or []] for one in (same_seed, other_seed)))
-    looked_at = [lint_run(path) for path in runs]
+    bar = functools.partial(track, description="tensors", console=err, transient=True)
+    looked_at = [lint_run(path, bar) for path in runs]
     findings = [finding for run in looked_at for finding in run.findings]
     findings += lint_together(looked_at, seeds)
     (_print_json if as_json else _print_words)(looked_at, findings)
