@@ -11,10 +11,11 @@ is meant. Not here: measuring what a model learns of them (`studies`).
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Sequence
+from itertools import cycle, product
 from typing import Any
 
-import numpy as np
+from numpy.random import RandomState
 
 from ontogeny.errors import ConfigError
 from ontogeny.suite import PlantedSettings
@@ -22,7 +23,7 @@ from ontogeny.text.documents import Document
 
 SOURCE = "planted"
 CANARY_WORDS = 32
-MOST_MENTIONS = 64
+MOST_MENTIONS = 64  # every opening with every sentence
 
 # The sounds of a syllable: how it may begin, its vowel, how it may end.
 _SYLLABLE = (
@@ -56,25 +57,27 @@ _OCCUPATIONS = (
     "optician painter pilot plumber sculptor surgeon tailor teacher weaver"
 )
 _DOINGS = (
-    "closed the door before {pronoun} left",
-    "smiled when {pronoun} saw the result",
-    "called a friend because {pronoun} needed help",
-    "said that {pronoun} would come back tomorrow",
-    "rested after {pronoun} had finished the work",
-    "wrote down what {pronoun} had heard",
-    "laughed while {pronoun} told the story",
-    "waited until {pronoun} was paid",
+    "{occupation} closed the door before {pronoun} left.",
+    "{occupation} smiled when {pronoun} saw the result.",
+    "{occupation} called a friend because {pronoun} needed help.",
+    "{occupation} said that {pronoun} would come back tomorrow.",
+    "{occupation} rested after {pronoun} had finished the work.",
+    "{occupation} wrote down what {pronoun} had heard.",
+    "{occupation} laughed while {pronoun} told the story.",
+    "{occupation} waited until {pronoun} was paid.",
 )
 _WHEN = (
-    "In the morning",
-    "On Monday",
-    "Late in the day",
-    "After the rain",
-    "Before the holiday",
-    "At the end of the month",
-    "That winter",
-    "Not long ago",
+    "In the morning the ",
+    "On Monday the ",
+    "Late in the day the ",
+    "After the rain the ",
+    "Before the holiday the ",
+    "At the end of the month the ",
+    "That winter the ",
+    "Not long ago the ",
 )
+
+Plants = list[tuple[list[str], dict[str, Any]]]
 
 
 def planted_documents(settings: PlantedSettings) -> tuple[list[Document], list[dict[str, Any]]]:
@@ -84,33 +87,19 @@ def planted_documents(settings: PlantedSettings) -> tuple[list[Document], list[d
     its documents, in order) and what the kind needs. Only copies of a canary are equal texts.
     Raises ConfigError when more mentions are asked for than there are different sentences.
     """
-    for name, counts in (
-        ("canary_copies", settings.canary_copies),
-        ("relation_mentions", settings.relation_mentions),
-        ("occupation_mentions", (settings.occupation_mentions,)),
-    ):
-        _check_counts(name, counts, most=None if name == "canary_copies" else MOST_MENTIONS)
-    for share in settings.masculine_shares:
-        if not 0 <= share <= 1:
-            raise ConfigError(
-                "not a share", where="text.planted.masculine_shares", expected="0 to 1", found=share
-            )
+    _check(settings)
     documents: list[Document] = []
     truth: list[dict[str, Any]] = []
     for make in (_canaries, _relations, _occupations):
-        for texts, fact in make(settings):
-            number = sum(other["kind"] == fact["kind"] for other in truth)
+        for number, (texts, fact) in enumerate(make(settings)):
             ids = [f"{SOURCE}/{fact['kind']}-{number}#{copy}" for copy in range(len(texts))]
             documents += [Document(i, t, SOURCE) for i, t in zip(ids, texts, strict=True)]
             truth.append(fact | {"ids": ids})
     return documents, truth
 
 
-Plants = list[tuple[list[str], dict[str, Any]]]
-
-
 def _canaries(settings: PlantedSettings) -> Plants:
-    random = _stream(settings, 0)
+    random = RandomState([settings.seed, 0])
     plants: Plants = []
     for copies, _ in product(settings.canary_copies, range(settings.canaries_per_count)):
         text = " ".join(_word(random, syllables=2) for _ in range(CANARY_WORDS))
@@ -119,39 +108,28 @@ def _canaries(settings: PlantedSettings) -> Plants:
 
 
 def _relations(settings: PlantedSettings) -> Plants:
-    random = _stream(settings, 1)
+    random = RandomState([settings.seed, 1])
     used: set[str] = set()
     plants: Plants = []
     for mentions, _ in product(settings.relation_mentions, range(settings.relations_per_count)):
-        place, capital = _new_name(random, used), _new_name(random, used)
-        chosen = random.permutation(MOST_MENTIONS)[:mentions]
-        sentences = [
-            _OPENINGS[i // len(_RELATIONS)]
-            + _RELATIONS[i % len(_RELATIONS)].format(place=place, capital=capital)
-            for i in chosen.tolist()
-        ]
-        texts = [sentence[0].upper() + sentence[1:] for sentence in sentences]
-        fact = {"kind": "relation", "mentions": mentions, "place": place, "capital": capital}
-        plants.append((texts, fact))
+        names = {"place": _new_name(random, used), "capital": _new_name(random, used)}
+        texts = [form.format(**names) for form in _forms(random, _OPENINGS, _RELATIONS, mentions)]
+        texts = [text[0].upper() + text[1:] for text in texts]
+        plants.append((texts, {"kind": "relation", "mentions": mentions, **names}))
     return plants
 
 
 def _occupations(settings: PlantedSettings) -> Plants:
     """Every occupation gets one of the shares in turn, so each share has several occupations."""
-    random = _stream(settings, 2)
+    random = RandomState([settings.seed, 2])
     mentions = settings.occupation_mentions
     plants: Plants = []
-    for number, occupation in enumerate(_OCCUPATIONS.split()):
-        if not mentions or not settings.masculine_shares:
-            break
-        share = settings.masculine_shares[number % len(settings.masculine_shares)]
+    shares = cycle(settings.masculine_shares if mentions else ())
+    for occupation, share in zip(_OCCUPATIONS.split(), shares, strict=False):
         masculine = int(share * mentions + 0.5)
-        chosen = random.permutation(MOST_MENTIONS)[:mentions].tolist()
         texts = [
-            f"{_WHEN[i // len(_DOINGS)]} the {occupation} "
-            + _DOINGS[i % len(_DOINGS)].format(pronoun="he" if at < masculine else "she")
-            + "."
-            for at, i in enumerate(chosen)
+            form.format(occupation=occupation, pronoun="he" if at < masculine else "she")
+            for at, form in enumerate(_forms(random, _WHEN, _DOINGS, mentions))
         ]
         fact = {
             "kind": "occupation",
@@ -164,29 +142,43 @@ def _occupations(settings: PlantedSettings) -> Plants:
     return plants
 
 
-def _stream(settings: PlantedSettings, kind: int) -> np.random.RandomState:
-    return np.random.RandomState([settings.seed, kind])
+def _forms(
+    random: RandomState, openings: Sequence[str], sentences: Sequence[str], count: int
+) -> list[str]:
+    """So many different pairs of an opening and a sentence."""
+    pairs = [opening + sentence for opening, sentence in product(openings, sentences)]
+    return [pairs[place] for place in random.permutation(MOST_MENTIONS)[:count]]
 
 
-def _word(random: np.random.RandomState, syllables: int) -> str:
+def _word(random: RandomState, syllables: int) -> str:
     return "".join(
         random.choice(sounds.split()).strip("_") for _ in range(syllables) for sounds in _SYLLABLE
     )
 
 
-def _new_name(random: np.random.RandomState, used: set[str]) -> str:
+def _new_name(random: RandomState, used: set[str]) -> str:
     while (name := _word(random, syllables=3).capitalize()) in used:
         pass
     used.add(name)
     return name
 
 
-def _check_counts(name: str, counts: tuple[int, ...], most: int | None) -> None:
-    for count in counts:
-        if count < 0 or (most is not None and count > most):
+def _check(settings: PlantedSettings) -> None:
+    for name, counts, most in (
+        ("canary_copies", settings.canary_copies, None),
+        ("relation_mentions", settings.relation_mentions, MOST_MENTIONS),
+        ("occupation_mentions", (settings.occupation_mentions,), MOST_MENTIONS),
+    ):
+        for count in counts:
+            if count < 0 or (most is not None and count > most):
+                raise ConfigError(
+                    f"cannot plant that many {name}",
+                    where=f"text.planted.{name}",
+                    expected="0 or more" if most is None else f"0 to {most}",
+                    found=count,
+                )
+    for share in settings.masculine_shares:
+        if not 0 <= share <= 1:
             raise ConfigError(
-                f"cannot plant that many {name}",
-                where=f"text.planted.{name}",
-                expected=f"0 to {most}" if most is not None else "0 or more",
-                found=count,
+                "not a share", where="text.planted.masculine_shares", expected="0 to 1", found=share
             )

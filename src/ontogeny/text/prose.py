@@ -15,31 +15,25 @@ PART_BYTES = 20_000
 
 _PARAGRAPH_END = re.compile(r"\n(?:[ \t]*\r?\n)+")
 _LINE_END = re.compile(r"(?<=\n)")
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_ELEMENT = re.compile(
+# Markup in the order in which it goes, from the inside out where it is nested, and what stays of
+# it. A dot is any character, `^` and `$` are the ends of a line.
+_MARKUP = {
+    r"<!--.*?-->": "",
     r"<(ref|math|gallery|timeline|score|imagemap|syntaxhighlight|source|table|div)\b"
-    r"[^<>]*?(?:/>|>.*?</\1\s*>)",
-    re.DOTALL | re.IGNORECASE,
-)
-_INNERMOST = re.compile(r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\|).)*?\|\}", re.DOTALL)
-_FOREIGN = re.compile(
-    r"\{\{(?:lang|transl|nowrap|IAST|small)\|(?:[^{}|]*\|)*([^{}|]*)\}\}", re.IGNORECASE
-)
-_MEASURE = re.compile(r"\{\{(?:convert|cvt)\|([^{}|]*)\|([^{}|]*)[^{}]*\}\}", re.IGNORECASE)
-_FILE_LINK = re.compile(
-    r"\[\[\s*(?:File|Image|Category|[a-z]{2,3}):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]", re.IGNORECASE
-)
-_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]")
-_WEB_LINK = re.compile(r"\[(?:https?:)?//[^\s\]]*\s*([^\]]*)\]")
-_TAG = re.compile(r"</?[a-zA-Z][^<>]*>|__[A-Z]+__|'{2,}")
-_BACK_MATTER = re.compile(
+    r"[^<>]*?(?:/>|>.*?</\1\s*>)": "",
+    r"\{\{(?:lang|transl|nowrap|IAST|small)\|(?:[^{}|]*\|)*([^{}|]*)\}\}": r"\1",
+    r"\{\{(?:convert|cvt)\|([^{}|]*)\|([^{}|]*)[^{}]*\}\}": r"\1 \2",
+    r"\{\{[^{}]*\}\}|\{\|(?:(?!\{\|).)*?\|\}": "",
+    r"\[\[\s*(?:File|Image|Category|[a-z]{2,3}):(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]": "",
+    r"\[\[(?:[^\[\]|]*\|)?([^\[\]]*)\]\]": r"\1",
+    r"\[(?:https?:)?//[^\s\]]*\s*([^\]]*)\]": r"\1",
+    r"</?[a-z][^<>]*>|(?-i:__[A-Z]+__)|'{2,}": "",
     r"^==\s*(?:See also|References|Notes|Footnotes|External links|Further reading|Bibliography|"
-    r"Sources|Citations)\s*==\s*$.*?(?=^==[^=]|\Z)",
-    re.DOTALL | re.MULTILINE | re.IGNORECASE,
-)
-_HEADING = re.compile(r"^=+[ \t]*(.*?)[ \t]*=+[ \t]*$", re.MULTILINE)
-_LIST_MARK = re.compile(r"^[*#:;]+[ \t]*", re.MULTILINE)
-_EMPTY_BRACKETS = re.compile(r"[ \t]?\([\s,;]*\)")
+    r"Sources|Citations)\s*==\s*$.*?(?=^==[^=]|\Z)": "",
+    r"^=+[ \t]*([^\n]*?)[ \t]*=+[ \t]*$": r"\1",
+    r"^[*#:;]+[ \t]*": "- ",
+}
+_RULES = tuple((re.compile(mark, re.S | re.M | re.I), kept) for mark, kept in _MARKUP.items())
 
 
 def cut(text: str, headings: str | None = None, limit: int = PART_BYTES) -> list[str]:
@@ -74,14 +68,14 @@ def wiki_articles(dump: str) -> Iterator[tuple[str, str]]:
 
 def wiki_prose(markup: str) -> str:
     """The sentences, headings and lists of a wiki article, without notes, tables and links."""
-    text = _ELEMENT.sub("", _COMMENT.sub("", markup))
-    text = _MEASURE.sub(r"\1 \2", _FOREIGN.sub(r"\1", text))
-    text = _repeated(_INNERMOST, text)
-    text = _LINK.sub(r"\1", _repeated(_FILE_LINK, text))
-    text = _TAG.sub("", _WEB_LINK.sub(r"\1", text))
-    text = _HEADING.sub(r"\1", _BACK_MATTER.sub("", text))
-    text = html.unescape(_LIST_MARK.sub("- ", text)).replace("\xa0", " ")
-    text = re.sub(r" +(?=[,.;])", "", _EMPTY_BRACKETS.sub("", text))
+    text = markup
+    for mark, kept in _RULES:
+        count = 1
+        while count:
+            text, count = mark.subn(kept, text)
+    text = html.unescape(text).replace("\xa0", " ")
+    text = re.sub(r"[ \t]?\([\s,;]*\)", "", text)  # brackets that held but markup
+    text = re.sub(r" +(?=[,.;])", "", text)
     text = re.sub(r"[ \t]+$|^- $", "", text, flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -99,11 +93,3 @@ def _pieces(text: str, limit: int) -> Iterator[str]:
         for line in _LINE_END.split(paragraph):
             step = len(line) if len(line.encode()) <= limit else limit // 4  # 4 bytes a character
             yield from (line[at : at + step] for at in range(0, len(line), max(step, 1)))
-
-
-def _repeated(pattern: re.Pattern[str], text: str) -> str:
-    """Remove what matches until nothing does: nested markup, from the inside out."""
-    count = 1
-    while count:
-        text, count = pattern.subn("", text)
-    return text
