@@ -27,13 +27,7 @@ from ontogeny.errors import DataError
 from ontogeny.suite import TextSettings
 from ontogeny.text.components import component_documents, component_facts, digest_components
 from ontogeny.text.dedup import text_digest
-from ontogeny.text.documents import (
-    Document,
-    digest_documents,
-    json_line,
-    read_documents,
-    work_of,
-)
+from ontogeny.text.documents import Document, digest_documents, json_line, read_documents, work_of
 from ontogeny.text.planted import planted_documents
 
 CorpusName = Literal["standard", "deduped", "held-out"]

@@ -82,8 +82,7 @@ class Index:
 
 def default_cache() -> Path:
     """The folder downloads are kept in: `ontogeny` under the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "ontogeny"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ontogeny"
 
 
 def fetch(file: PackageFile, cache: Path | None = None) -> Path:
