@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.config import build
-from ontogeny.report.control import Comparison, common_tokens, compare, statement
+from ontogeny.report.control import Comparison, compare, finding
 from ontogeny.report.evidence import History
 from ontogeny.report.figures import looks, short_count, smoothed
 from ontogeny.report.origins import suite_toml
 from ontogeny.report.page import element, text
-from ontogeny.report.tables import Column, Interval, Table, shown
-from ontogeny.results import UpdateMetrics
+from ontogeny.report.tables import Column, Table, shown
+from ontogeny.results import Score, UpdateMetrics
 from ontogeny.suite import Suite
 
 CONTEXT = 8
@@ -59,26 +59,29 @@ def test_common_tokens_lie_between_updates_of_every_member(rows: list[int]) -> N
     members = histories(rows)
     passed = [{row.tokens for row in member.updates} for member in members]
     everywhere = sorted(set.intersection(*passed))
-    found = common_tokens(members)
+    comparisons = compare(members)
+    found = [comparison.tokens for comparison in comparisons]
     assert set(found) <= set(everywhere)
     assert found[:1] == everywhere[:1]
     assert found[-1:] == everywhere[-1:]
     assert found == sorted(set(found))
-    for comparison in compare(members):
+    for comparison in comparisons:
         assert set(comparison.digests.values()) == {str(comparison.tokens)}
 
 
-def test_members_with_no_common_count_are_said_to_be_so() -> None:
+def test_what_cannot_be_compared_is_said_to_be_so() -> None:
     members = histories([37, 41])
-    assert common_tokens(members) == []
-    assert "cannot be compared" in statement("standard", members, compare(members))
+    assert compare(members) == []
+    assert finding("standard", members, [])[0] == "unproven"
+    alone = members[:1]
+    verdict, words = finding("standard", alone, compare(alone))
+    assert verdict == "unproven"
+    assert "nothing to compare" in words
 
 
 def test_odd_members_are_those_off_the_commonest_digest() -> None:
-    comparison = Comparison(8, {"a": "1", "b": "2", "c": "1"})
-    assert not comparison.is_equal
-    assert comparison.odd_members == ["b"]
-    assert Comparison(8, {"a": "1", "b": "1"}).is_equal
+    assert Comparison(8, {"a": "1", "b": "2", "c": "1"}).odd_members == ["b"]
+    assert Comparison(8, {"a": "1", "b": "1"}).odd_members == []
 
 
 @given(
@@ -117,14 +120,14 @@ def test_one_colour_a_size_darker_for_larger_and_no_two_members_alike() -> None:
         ]
     )
     found = looks(suite.table())
-    drawn = {(look.colour, str(look.dashes), look.marker) for look in found.values()}
+    drawn = {(look.color, str(look.linestyle), look.marker) for look in found.values()}
     assert len(drawn) == len(suite.table())
-    assert len({look.colour for look in found.values()}) == 3
+    assert len({look.color for look in found.values()}) == 3
     for name, look in found.items():
-        assert look.colour == found[name.partition("-")[0]].colour
-    assert found["small"].dashes == found["large"].dashes != found["large-deduped"].dashes
-    assert found["middle-rows8"].dashes == found["middle-seed1"].dashes
-    light = [_lightness(found[size].colour) for size in ("small", "middle", "large")]
+        assert look.color == found[name.partition("-")[0]].color
+    assert found["small"].linestyle == found["large"].linestyle != found["large-deduped"].linestyle
+    assert found["middle-rows8"].linestyle == found["middle-seed1"].linestyle
+    light = [_lightness(found[size].color) for size in ("small", "middle", "large")]
     assert light == sorted(light, reverse=True)
     assert light[0] - light[1] > 0.1 < light[1] - light[2]
 
@@ -163,25 +166,28 @@ def test_counts_are_short_on_an_axis(value: float, short: str) -> None:
     assert short_count(value) == short
 
 
+def score(value: float, low: float = 0.0, high: float = 9.0) -> Score:
+    return Score("small", 1, 64, "held-out", "bits_per_byte", value, low, high, 3)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "seen"),
     [
-        (Column("a", "count"), 1_234_567, "1,234,567"),
-        (Column("a", "percent"), 0.123, "12.3%"),
-        (Column("a", "digest"), "0123456789abcdef", "01234567"),
-        (Column("a", "interval", ".2f"), Interval(1, 0.5, 1.5), "1.00 [0.50, 1.50]"),
-        (Column("a", "interval", ".2f"), Interval(1, math.nan, math.nan), "1.00 [one item]"),
-        (Column("a", "verdict"), False, "DIFFERENT"),
-        (Column("a", "yes"), True, "yes"),
-        (Column("a", "count"), None, "\N{EN DASH}"),
+        (Column("a", ","), 1_234_567, "1,234,567"),
+        (Column("a", ".1%"), 0.123, "12.3%"),
+        (Column("a", form="digest"), "0123456789abcdef", "01234567"),
+        (Column("a", ".2f"), score(1, 0.5, 1.5), "1.00 [0.50, 1.50]"),
+        (Column("a", ".2f"), score(1, math.nan, math.nan), "1.00 [one item]"),
+        (Column("a", ","), None, "\N{EN DASH}"),
     ],
 )
 def test_cells_are_shown(column: Column, value: object, seen: str) -> None:
     assert shown(column, value) == seen
 
 
-def test_best_is_the_better_end_and_ties_share_it() -> None:
-    columns = [Column("name"), Column("loss", "number", ".1f", "low"), Column("n", "count")]
-    table = Table("t", columns, [("a", 2.0, 1), ("b", 1.0, 2), ("c", 1.0, 3)])
-    assert [table.is_best(row, 1) for row in range(3)] == [False, True, True]
-    assert not any(table.is_best(row, position) for row in range(3) for position in (0, 2))
+def test_best_is_the_better_end_of_several() -> None:
+    columns = [Column("name"), Column("bits", ".1f", "score", "low"), Column("n", ".1f", "score")]
+    columns.append(Column("accuracy", ".1f", "score", "high"))
+    rows = [(name, *[score(value)] * 3) for name, value in (("a", 2.0), ("b", 1.0), ("c", 1.0))]
+    assert [Table("t", columns, rows).best(place) for place in range(4)] == [None, 1.0, None, 2.0]
+    assert Table("t", columns, rows[:1]).best(1) is None

@@ -1,54 +1,31 @@
 """Everything the report is written from: a finished suite's record, opened and cross-checked.
 
-In: the folder of a suite. Out: one `Evidence`, or an error that says what is missing. A suite of
-which a member is unfinished is refused here, so no page is ever half true. Not here: how anything
-is shown.
+In: the folder of a suite. Out: one `Evidence`, or an error that says what is missing. What is
+unfinished, or would make the page contradict itself, is refused here. Not here: how anything is
+shown; reading files and rows again to compare them with what is on record (`ontogeny verify`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
 from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
-from ontogeny.steps import state_folder, step_folder
-from ontogeny.suite import (
-    METRICS,
-    EvaluationSettings,
-    Member,
-    Record,
-    RunSettings,
-    StageRecord,
-    read_record,
-)
+from ontogeny.steps import step_folder
+from ontogeny.suite import METRICS, Member, Record, RunSettings, StageRecord, read_record
+
+Measure = tuple[str, str]  # task and metric
 
 BITS_PER_BYTE = "held-out", "bits_per_byte"
 LOG_PROBABILITY = "last-word", "log_probability"
 ACCURACY = "last-word", "accuracy"
-LAST_WORD = LOG_PROBABILITY, ACCURACY  # not measured where the suite asks for no last words
 SOURCE_PREFIX = "held-out/"
-
-Measure = tuple[str, str]  # task and metric
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """One link of a member's chain of checkpoints."""
-
-    step: int
-    tokens: int
-    digest: str
-    parent: str | None
-    rows_digest: str
-    full_state: bool
-    bits: Mapping[str, Any]  # what decided the arithmetic's bits, as the run recorded it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +35,13 @@ class History:
     member: Member
     run: RunSettings
     updates: list[UpdateMetrics]
-    checkpoints: list[Checkpoint]
+    checkpoints: list[Artifact]  # of the steps of `run`
     scores: Mapping[Measure, list[Score]]
 
     @property
     def tokens(self) -> int:
         """What the member was trained on in all."""
         return self.updates[-1].tokens
-
-    def final(self, measure: Measure) -> Score:
-        """The score of the last checkpoint."""
-        return self.scores[measure][-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +53,17 @@ class Evidence:
     histories: list[History]
 
     @property
-    def corpora(self) -> list[str]:
-        """The corpora members grew on, in the order of the table."""
-        return list(dict.fromkeys(history.member.corpus for history in self.histories))
+    def by_corpus(self) -> dict[str, list[History]]:
+        """The members by the corpus they grew on, in the order of the table."""
+        groups: dict[str, list[History]] = {}
+        for history in self.histories:
+            groups.setdefault(history.member.corpus, []).append(history)
+        return groups
 
-    def has(self, measure: Measure) -> bool:
-        """Whether the members were scored on a measure; all were, or none."""
-        return measure in self.histories[0].scores
-
-    def grown_on(self, corpus: str) -> list[History]:
-        return [history for history in self.histories if history.member.corpus == corpus]
+    @property
+    def measures(self) -> Collection[Measure]:
+        """What every member was scored on."""
+        return self.histories[0].scores.keys()
 
 
 def gather(home: Path) -> Evidence:
@@ -99,36 +73,22 @@ def gather(home: Path) -> Evidence:
     an artifact is missing, altered or not the one the record names.
     """
     record = read_record(home)
-    members = record.suite.table()
-    _require_finished(home, record, members)
+    _require_finished(home, record)
     stages = [stage for stage in record.stages if stage.kind != "report"]
     artifacts = {stage.name: _open_stage(home, stage) for stage in stages}
-    histories = [_history(member, artifacts) for member in members]
-    _require_same_measures(histories)
+    histories = [_history(member, artifacts) for member in record.suite.table()]
+    last_word = (LOG_PROBABILITY, ACCURACY) if record.suite.evaluation.last_word_items else ()
+    _require_measures(histories, {BITS_PER_BYTE, *last_word})
     return Evidence(record, artifacts, histories)
 
 
-def fact(artifact: Artifact, *names: str) -> Any:
-    """The fact at a path of names. Raises DataError if the manifest does not state it."""
-    found: Any = artifact.facts
-    for name in names:
-        if not isinstance(found, Mapping) or name not in found:
-            raise DataError(
-                f"the manifest lacks the fact {'.'.join(names)!r}",
-                where=artifact.path,
-                fix=f"remove {artifact.path} and run the suite again",
-            )
-        found = found[name]
-    return found
-
-
-def _require_finished(home: Path, record: Record, members: list[Member]) -> None:
-    corpora = dict.fromkeys(member.corpus for member in members)
+def _require_finished(home: Path, record: Record) -> None:
     needed = ["text", "vocabulary", "stores/held-out"]
-    needed += [f"{room}/{corpus}" for room in ("stores", "orders") for corpus in corpora]
-    needed += [f"{room}/{member.name}" for member in members for room in ("runs", "scores")]
+    for member in record.suite.table():
+        needed += [f"stores/{member.corpus}", f"orders/{member.corpus}"]
+        needed += [f"runs/{member.name}", f"scores/{member.name}"]
     present = {stage.name for stage in record.stages}
-    missing = [name for name in needed if name not in present]
+    missing = [name for name in dict.fromkeys(needed) if name not in present]
     if missing:
         raise EvaluationError(
             f"the suite is not finished: missing {', '.join(missing)}",
@@ -154,11 +114,8 @@ def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     artifact = artifacts[f"runs/{member.name}"]
     run = build(RunSettings, artifact.config, artifact.path)
     updates = _updates(artifact.path / METRICS, run)
-    checkpoints = [_checkpoint(artifact, step) for step in run.steps]
-    _require_unbroken(artifact.path, checkpoints, updates)
-    scored = artifacts[f"scores/{member.name}"]
-    scores = _scores(scored.path / SCORES, run)
-    _require_measures(scores, build(EvaluationSettings, scored.config, scored.path), scored.path)
+    checkpoints = _chain(artifact, run, updates)
+    scores = _scores(artifacts[f"scores/{member.name}"].path / SCORES, run)
     return History(member, run, updates, checkpoints, scores)
 
 
@@ -166,118 +123,72 @@ def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
     if not path.is_file():
         raise EvaluationError("no metrics", where=path, expected="one JSON line an update")
     updates = list(read_metrics(path))
-    if len(updates) != run.num_updates:
-        raise EvaluationError(
-            "the run is not finished",
-            where=path,
-            expected=f"{run.num_updates} updates",
-            found=len(updates),
-        )
-    for row in updates:
-        expected = (row.update + 1) * run.tokens_per_update
-        if row.tokens != expected:
+    expected = (step * run.tokens_per_update for step in range(1, run.num_updates + 1))
+    for row, tokens in zip_longest(updates, expected):
+        if row is None or row.tokens != tokens:
             raise EvaluationError(
-                f"update {row.update} miscounts its tokens",
+                "not the updates of a finished run",
                 where=path,
-                expected=expected,
-                found=row.tokens,
+                expected=f"{run.num_updates} of {run.tokens_per_update} tokens each",
+                found=row or len(updates),
             )
     return updates
 
 
-def _checkpoint(run: Artifact, step: int) -> Checkpoint:
-    artifact = open_artifact(step_folder(run.path, step), "checkpoint")
-    if artifact.inputs.get("run") != run.digest:
-        raise DataError(
-            "a checkpoint of another run",
-            where=artifact.path,
-            expected=run.digest,
-            found=artifact.inputs.get("run"),
-        )
-    return Checkpoint(
-        step=int(fact(artifact, "step")),
-        tokens=int(fact(artifact, "tokens")),
-        digest=artifact.digest,
-        parent=artifact.inputs.get("parent"),
-        rows_digest=str(fact(artifact, "rows_digest")),
-        full_state=state_folder(run.path, step).is_dir(),
-        bits=dict(artifact.provenance.get("bits", {})),
-    )
-
-
-def _require_unbroken(
-    run: Path, checkpoints: list[Checkpoint], updates: list[UpdateMetrics]
-) -> None:
-    """Each checkpoint must name the one before it, and the rows the metrics say it consumed."""
-    for before, after in pairwise(checkpoints):
-        if after.parent != before.digest:
-            raise DataError(
-                f"step{after.step} does not name step{before.step} as its parent",
-                where=run,
-                expected=before.digest,
-                found=after.parent,
-            )
-        logged = updates[after.step - 1]
-        if (after.tokens, after.rows_digest) != (logged.tokens, logged.rows_digest):
-            raise DataError(
-                f"step{after.step} and metrics.jsonl disagree on the rows consumed",
-                where=run,
-                expected=f"{logged.tokens} tokens, digest {logged.rows_digest}",
-                found=f"{after.tokens} tokens, digest {after.rows_digest}",
-            )
+def _chain(run: Artifact, settings: RunSettings, updates: list[UpdateMetrics]) -> list[Artifact]:
+    """The checkpoints of a run: each from the one before it, by the rows the metrics record."""
+    chain: list[Artifact] = []
+    for step in settings.steps:
+        one = open_artifact(step_folder(run.path, step), "checkpoint")
+        rows = one.facts.get("rows_digest")
+        parent = chain[-1].digest if chain else None
+        for what, expected, found in (
+            ("run", run.digest, one.inputs.get("run")),
+            ("parent", parent, one.inputs.get("parent")),
+            ("rows", updates[step - 1].rows_digest if step else rows, rows),
+        ):
+            if found != expected:
+                raise DataError(
+                    f"not the {what} it must have",
+                    where=one.path,
+                    expected=expected,
+                    found=found,
+                    fix=f"ontogeny verify {run.path}",
+                )
+        chain.append(one)
+    return chain
 
 
 def _scores(path: Path, run: RunSettings) -> dict[Measure, list[Score]]:
     """The member's scores by measure, in the order of steps, every checkpoint there once."""
-    rows = sorted(read_scores(path), key=lambda row: (row.task, row.metric, row.step))
     scores: dict[Measure, list[Score]] = {}
-    for row in rows:
+    for row in sorted(read_scores(path), key=lambda row: (row.task, row.metric, row.step)):
         measured = (row.value, row.low, row.high) if row.n > 1 else (row.value,)
-        if not all(map(_is_finite, measured)) or row.member != run.member:
+        if row.member != run.member or not all(map(math.isfinite, measured)):
             raise EvaluationError(
                 "not a score of this member", where=path, expected=run.member, found=row
             )
         scores.setdefault((row.task, row.metric), []).append(row)
-    for (task, metric), found in scores.items():
-        expected = [(step, step * run.tokens_per_update) for step in run.steps]
-        _require_equal(
-            [(row.step, row.tokens) for row in found], expected, f"{task} {metric}", path
-        )
+    expected = [(step, step * run.tokens_per_update) for step in run.steps]
+    for measure, rows in scores.items():
+        found = [(row.step, row.tokens) for row in rows]
+        if found != expected:
+            raise EvaluationError(
+                f"{' '.join(measure)} is not scored once at every checkpoint",
+                where=path,
+                expected=f"{len(expected)} (step, tokens)",
+                found=f"{len(found)}, differing in {sorted(set(expected) ^ set(found))}",
+            )
     return scores
 
 
-def _require_measures(
-    scores: Mapping[Measure, list[Score]], settings: EvaluationSettings, path: Path
-) -> None:
-    """Everything the suite asked to be measured was."""
-    for task, metric in (BITS_PER_BYTE, *(LAST_WORD if settings.last_word_items else ())):
-        if (task, metric) not in scores:
-            raise EvaluationError(f"no score of task {task}, metric {metric}", where=path)
-    if not any(task.startswith(SOURCE_PREFIX) for task, _ in scores):
-        raise EvaluationError("no score of any held-out source", where=path)
-
-
-def _require_equal(found: list[Any], expected: list[Any], what: str, path: Path) -> None:
-    if found != expected:
-        wrong = sorted(set(expected) ^ set(found)) or "a checkpoint scored twice"
-        raise EvaluationError(
-            f"{what} is not scored once at every checkpoint",
-            where=path,
-            expected=f"{len(expected)} (step, tokens)",
-            found=f"{len(found)}, differing in {wrong}",
-        )
-
-
-def _require_same_measures(histories: Iterable[History]) -> None:
-    first, *others = histories
-    for other in others:
-        differing = sorted(first.scores.keys() ^ other.scores.keys())
+def _require_measures(histories: list[History], asked: set[Measure]) -> None:
+    """Every member is scored on all that was asked, and on the same tasks as the first."""
+    for history in histories:
+        found = history.scores.keys()
+        differing = sorted((histories[0].scores.keys() ^ found) | (asked - found))
         if differing:
             raise EvaluationError(
-                f"{first.member.name} and {other.member.name} are not scored on the same tasks",
+                f"{history.member.name} is not scored on what the others are, or was asked",
                 found=", ".join(" ".join(measure) for measure in differing),
             )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,29 +1,24 @@
-"""The figures of the report: one function a figure, data in, a matplotlib figure out.
+"""The figures of the report: data in, a matplotlib figure out.
 
 A size has one colour wherever it appears, light for small to dark for large, told apart in grey
 and by the colour-blind. Solid is the standard corpus, dashed the deduplicated one, dotted a member
 that differs in rows per update, learning rate or seed. Files are the same bytes on every day.
-Not here: captions (`site.py`), pyplot and its global state.
+Not here: the tables their numbers are in (`tables.py`), pyplot and its global state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    NullFormatter,
-    PercentFormatter,
-)
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, PercentFormatter
 
 from ontogeny.report.evidence import (
     ACCURACY,
@@ -31,29 +26,28 @@ from ontogeny.report.evidence import (
     LOG_PROBABILITY,
     SOURCE_PREFIX,
     History,
+    Measure,
 )
 from ontogeny.shape import num_non_embedding
 from ontogeny.suite import Member
-
-Measure = tuple[str, str]
 
 SETTINGS: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#888888",
     "axes.grid": True,
-    "axes.labelcolor": "#333333",
-    "axes.labelsize": 9,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 9.5,
+    "figure.labelsize": 9,
     "font.size": 9,
     "grid.color": "#e6e4df",
     "grid.linewidth": 0.7,
-    "legend.fontsize": 8.5,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
-    "lines.linewidth": 1.5,
+    "lines.linewidth": 1.4,
+    "lines.markeredgewidth": 0,
+    "lines.markersize": 3,
     "savefig.facecolor": "white",
     "svg.fonttype": "path",  # looks the same whatever fonts the reader has
     "svg.hashsalt": "ontogeny",
@@ -61,19 +55,75 @@ SETTINGS: dict[str, Any] = {
     "ytick.color": "#555555",
 }
 NUM_BINS = 80  # of the smoothed training loss, over the whole width of the axis
-ZERO_GAP = 2.5  # the factor by which the mark of 0 tokens lies left of the first update
 DASHES = {"standard": "-", "deduped": (0, (5, 2))}
 VARIANT_DASHES = (0, (1, 1.3))
 MARKERS = "os^Dv"
+INTERVALS = "Bands are 95 % intervals over the items."
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure of the page: its vertical axis, a panel for each measure, the words below it.
+
+    One of no measure is of the training loss.
+    """
+
+    label: str
+    measures: Sequence[Measure]
+    caption: str
+
+    @property
+    def table(self) -> str:
+        """The table that holds its numbers."""
+        return "scores" if self.measures else "updates"
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a member is drawn in every figure."""
+    """How a member is drawn in every figure, in the words of `Axes.plot`."""
 
-    colour: str
-    dashes: Any
-    marker: str
+    color: str
+    linestyle: Any
+    marker: str | None
+
+
+def drawings(measures: Collection[Measure]) -> dict[str, Drawing]:
+    """The figures of what was measured, by the name of their files."""
+    sources = [measure for measure in measures if measure[0].startswith(SOURCE_PREFIX)]
+    every = {
+        "held-out": Drawing(
+            "bits per byte of held-out text",
+            [BITS_PER_BYTE],
+            f"Bits per byte of held-out text that no member was trained on; lower is better. "
+            f"{INTERVALS}",
+        ),
+        "last-word-log-probability": Drawing(
+            "log-probability of the last word (nats)",
+            [LOG_PROBABILITY],
+            "Mean log-probability of the last word of a held-out passage, given what comes before "
+            f"it; higher is better. {INTERVALS}",
+        ),
+        "last-word-accuracy": Drawing(
+            "last words predicted exactly",
+            [ACCURACY],
+            f"Share of last words whose every token is the model's first choice. {INTERVALS}",
+        ),
+        "training-loss": Drawing(
+            "training loss (nats a token)",
+            [],
+            "Training loss of the model before each update, smoothed: the mean of the updates in "
+            f"each of {NUM_BINS} equal intervals of the log axis, so that the first updates stand "
+            "alone. The file holds every update.",
+        ),
+        "sources": Drawing(
+            "bits per byte",
+            sources,
+            f"Bits per byte of the held-out text of each source, on one scale. {INTERVALS}",
+        ),
+    }
+    if not sources:
+        del every["sources"]
+    return {name: one for name, one in every.items() if set(one.measures) <= set(measures)}
 
 
 def looks(members: Sequence[Member]) -> dict[str, Look]:
@@ -85,92 +135,29 @@ def looks(members: Sequence[Member]) -> dict[str, Look]:
         plain = member.name in (member.size, f"{member.size}-deduped")
         dashes = DASHES[member.corpus] if plain else VARIANT_DASHES
         colour = colours[member.size]
-        alike = sum((look.colour, look.dashes) == (colour, dashes) for look in found.values())
+        alike = sum((look.color, look.linestyle) == (colour, dashes) for look in found.values())
         found[member.name] = Look(colour, dashes, MARKERS[alike % len(MARKERS)])
     return found
 
 
-def held_out(histories: Sequence[History]) -> Figure:
-    """Bits per byte of held-out text against tokens seen."""
-    figure, axes = _single("bits per byte of held-out text")
-    _draw_scores(axes, histories, BITS_PER_BYTE)
-    return _finished(figure, axes)
-
-
-def last_word_log_probability(histories: Sequence[History]) -> Figure:
-    """Mean natural log-probability of the last word of a passage against tokens seen."""
-    figure, axes = _single("log-probability of the last word (nats)")
-    _draw_scores(axes, histories, LOG_PROBABILITY)
-    return _finished(figure, axes)
-
-
-def last_word_accuracy(histories: Sequence[History]) -> Figure:
-    """Share of last words predicted exactly against tokens seen."""
-    figure, axes = _single("last words predicted exactly")
-    _draw_scores(axes, histories, ACCURACY)
-    axes.set_ylim(bottom=-0.015 * axes.get_ylim()[1])  # so that a line at zero is seen
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    return _finished(figure, axes)
-
-
-def training_loss(histories: Sequence[History]) -> Figure:
-    """Smoothed training loss of the model that had seen so many tokens."""
-    figure, axes = _single("training loss (nats a token)")
-    first, last = _extent(histories)
-    edges = np.geomspace(first, last, NUM_BINS + 1)
-    appearance = looks([history.member for history in histories])
-    for history in histories:
-        look = appearance[history.member.name]
-        # An update's loss is that of the model before it, so it belongs to the tokens seen by then.
-        seen = np.array([row.tokens - history.run.tokens_per_update for row in history.updates])
-        loss = np.array([row.loss for row in history.updates])
-        x, y = smoothed(seen[1:], loss[1:], edges)
-        axes.plot(
-            [first / ZERO_GAP, *x],
-            [loss[0], *y],
-            color=look.colour,
-            linestyle=look.dashes,
-            marker=None if look.marker == MARKERS[0] else look.marker,
-            markersize=3,
-            markeredgewidth=0,
-            label=history.member.name,
-        )
-    _token_axis(axes, first, last)
-    return _finished(figure, axes)
-
-
-def sources(histories: Sequence[History]) -> Figure:
-    """Bits per byte of each held-out source against tokens seen, one small panel a source."""
-    measures = sorted(
-        measure
-        for measure in histories[0].scores
-        if measure[0].startswith(SOURCE_PREFIX) and measure[1] == BITS_PER_BYTE[1]
-    )
-    num_columns = min(3, len(measures))
-    num_rows = -(-len(measures) // num_columns)
-    figure = Figure(figsize=(9.2, 2.45 * num_rows + 0.3), layout="constrained")
-    panels = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
-    for panel, measure in zip(panels.flat, measures, strict=False):
-        panel.set_title(measure[0].removeprefix(SOURCE_PREFIX))
-        _draw_scores(panel, histories, measure, small=True)
-    for panel in panels.flat[len(measures) :]:
-        panel.set_visible(False)
-    for panel in panels.flat[max(0, len(measures) - num_columns) : len(measures)]:
-        panel.tick_params(labelbottom=True)
-    figure.supylabel("bits per byte", size=9, color="#333333")
-    figure.supxlabel("tokens seen", size=9, color="#333333")
-    return _finished(figure, panels.flat[0])
-
-
-def draw(function: Any, histories: Sequence[History], folder: Path, name: str) -> None:
-    """Draw a figure of this file and write it as `<name>.svg` and `<name>.png`.
+def draw(drawing: Drawing, histories: Sequence[History], folder: Path, name: str) -> None:
+    """Draw a figure and write it as `<name>.svg` and `<name>.png`.
 
     Members come from small to large. The reader's own matplotlib settings play no part.
     """
+    members = sorted(histories, key=lambda history: _scale(history.member))
+    appearance = looks([history.member for history in members])
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
-        figure: Figure = function(sorted(histories, key=lambda history: _scale(history.member)))
+        figure, panels = _panels(max(1, len(drawing.measures)), members)
+        for panel, measure in zip(panels, drawing.measures, strict=False):
+            _draw_scores(panel, members, appearance, measure)
+        if not drawing.measures:
+            _draw_loss(panels[0], members, appearance)
+        figure.supylabel(drawing.label)
+        figure.supxlabel("tokens seen")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
 
@@ -198,78 +185,62 @@ def short_count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _single(label: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(9.2, 4.1), layout="constrained")
-    axes = figure.subplots()
-    axes.set_ylabel(label)
-    axes.set_xlabel("tokens seen")
-    return figure, axes
+def _panels(num_panels: int, histories: Sequence[History]) -> tuple[Figure, list[Any]]:
+    """One wide panel, or rows of three on one scale, each with the tokens of all the members."""
+    num_columns = min(3, num_panels)
+    num_rows = math.ceil(num_panels / num_columns)
+    height = 4.1 if num_panels == 1 else 0.3 + 2.45 * num_rows
+    figure = Figure(figsize=(9.2, height), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).ravel()
+    panels, spare = list(grid[:num_panels]), grid[num_panels:]
+    for panel in spare:
+        panel.remove()
+    first = min(history.updates[0].tokens for history in histories)
+    last = max(history.tokens for history in histories)
+    for panel in panels:
+        _token_axis(panel, first, last, is_narrow=num_columns > 1)
+    return figure, panels
 
 
-def _finished(figure: Figure, axes: Any) -> Figure:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper")
-    return figure
+def _token_axis(axes: Any, first: int, last: int, *, is_narrow: bool) -> None:
+    """A log axis that is linear up to the end of the first update, so that it holds 0 too."""
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    axes.set_xlim(-first / 4, last * 1.12)
+    powers = range(math.ceil(math.log10(first)), math.ceil(math.log10(last)))
+    decades = [10.0**power for power in powers]
+    apart = [at for at in decades if at * (3 if is_narrow else 1.8) < last]  # labels not to overlap
+    axes.xaxis.set_major_locator(FixedLocator([0, *apart, last]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    minor = LogLocator(subs=range(1, 10)).tick_values(first, last)
+    axes.xaxis.set_minor_locator(FixedLocator([at for at in minor if first <= at <= last]))
 
 
 def _draw_scores(
-    axes: Any, histories: Sequence[History], measure: Measure, *, small: bool = False
+    axes: Any, histories: Sequence[History], appearance: Mapping[str, Look], measure: Measure
 ) -> None:
-    first, last = _extent(histories)
-    appearance: Mapping[str, Look] = looks([history.member for history in histories])
     for history in histories:
-        look, rows = appearance[history.member.name], history.scores[measure]
-        x = [row.tokens or first / ZERO_GAP for row in rows]
+        rows, look = history.scores[measure], appearance[history.member.name]
+        x = [row.tokens for row in rows]
         low, high = [row.low for row in rows], [row.high for row in rows]
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.1, linewidth=0)
-        axes.plot(
-            x,
-            [row.value for row in rows],
-            color=look.colour,
-            linestyle=look.dashes,
-            linewidth=1.1 if small else 1.5,
-            marker=look.marker,
-            markersize=1.8 if small else 3.2,
-            markeredgewidth=0,
-            label=history.member.name,
-        )
-    _token_axis(axes, first, last)
+        axes.fill_between(x, low, high, color=look.color, alpha=0.1, linewidth=0)
+        axes.plot(x, [row.value for row in rows], **asdict(look), label=history.member.name)
+    if measure[0].startswith(SOURCE_PREFIX):
+        axes.set_title(measure[0].removeprefix(SOURCE_PREFIX))
+    if measure == ACCURACY:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _extent(histories: Sequence[History]) -> tuple[int, int]:
-    """The first update's and the last token count of any member: one axis for all figures."""
-    first = min(history.updates[0].tokens for history in histories)
-    return first, max(history.tokens for history in histories)
-
-
-def _token_axis(axes: Any, first: int, last: int) -> None:
-    """A log axis; step 0, which it cannot hold, gets a place and a mark of its own at the left."""
-    zero = first / ZERO_GAP
-    axes.set_xscale("log")
-    axes.set_xlim(zero / 1.25, last * 1.12)
-    decades = [
-        10.0**p for p in range(math.ceil(math.log10(first)), math.floor(math.log10(last)) + 1)
-    ]
-    ticks = decades if len(decades) > 1 else [first, last]
-    if last > 1.8 * ticks[-1]:
-        ticks = [*ticks, last]
-    axes.xaxis.set_major_locator(FixedLocator([zero, *ticks]))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: "0" if value < first / 1.5 else short_count(value))
-    )
-    minor = [at for at in LogLocator(subs=range(2, 10)).tick_values(first, last) if at >= first]
-    axes.xaxis.set_minor_locator(FixedLocator([at for at in minor if at <= last]))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.plot(
-        [zero * math.sqrt(ZERO_GAP)],
-        [0],
-        marker=[(-1, -2), (1, 2)],
-        markersize=7,
-        color="#888888",
-        transform=axes.get_xaxis_transform(),
-        clip_on=False,
-        zorder=5,
-    )
+def _draw_loss(axes: Any, histories: Sequence[History], appearance: Mapping[str, Look]) -> None:
+    for history in histories:
+        look, per_update = appearance[history.member.name], history.run.tokens_per_update
+        # An update's loss is that of the model before it, so it belongs to the tokens seen by then.
+        seen = np.array([row.tokens - per_update for row in history.updates])
+        loss = np.array([row.loss for row in history.updates])
+        edges = np.geomspace(per_update, history.tokens, NUM_BINS + 1)
+        x, y = smoothed(seen[1:], loss[1:], edges)
+        if look.marker == MARKERS[0]:
+            look = replace(look, marker=None)
+        axes.plot([0, *x], [loss[0], *y], **asdict(look), label=history.member.name)
 
 
 def _scale(member: Member) -> int:
@@ -280,5 +251,4 @@ def _scale(member: Member) -> int:
 def _colour(place: int, num_sizes: int) -> str:
     """From orange for the smallest to dark blue for the largest: lightness falls all the way."""
     at = 0.78 - 0.76 * (place / (num_sizes - 1) if num_sizes > 1 else 1.0)
-    red, green, blue, _ = matplotlib.colormaps["plasma"](at, bytes=True)
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    return to_hex(matplotlib.colormaps["plasma"](at))

@@ -6,145 +6,120 @@ Not here: what was measured on the members (`tables.py`).
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ontogeny.artifact import Artifact
 from ontogeny.digest import SHORT
 from ontogeny.errors import DataError
-from ontogeny.report.evidence import Evidence, fact
-from ontogeny.report.tables import Column, Table
+from ontogeny.report.evidence import Evidence
+from ontogeny.report.tables import Column, Table, counts, digests, plain
 from ontogeny.suite import Suite
 
 DUPLICATE = "duplicate"  # the reason for which a document is in the standard corpus only
-STORE_PREFIX = "stores/"
-SAID_ELSEWHERE = frozenset({"created", "package_source"})  # in the page's tables of their own
-PLANT_COUNTS = ("copies", "mentions", "share")  # how much of a plant there is, by kind
+SAID_ELSEWHERE = frozenset({"created", "inputs_at"})  # of a stage: the table of lineage has both
+PLANTED_AS = {"copies": "copies: {:g}", "mentions": "mentions: {:g}", "share": "{:.0%} masculine"}
 
 
 def data(evidence: Evidence) -> Table:
     """What each corpus is made of, source by source, and its total."""
     columns = [
-        Column("corpus"),
-        Column("source"),
-        Column("documents", "count"),
-        Column("bytes", "count"),
-        Column("tokens", "count"),
-        Column("share of tokens", "percent"),
-        Column("bytes per token", "number", ".2f"),
+        *plain("corpus", "source"),
+        *counts("documents", "bytes", "tokens"),
+        Column("share of tokens", ".1%"),
+        Column("bytes per token", ".2f"),
     ]
     rows: list[list[Any]] = []
     for name, artifact in evidence.artifacts.items():
-        if name.startswith(STORE_PREFIX):
-            rows += _store_rows(name.removeprefix(STORE_PREFIX), artifact)
+        if artifact.kind == "store":
+            with _facts(artifact) as facts:
+                sources = [
+                    [one["name"], one["documents"], one["bytes"], one["tokens"]]
+                    for one in facts["sources"]
+                ]
+            totals = [sum(row[place] for row in sources) for place in (1, 2, 3)]
+            for source, documents, size, tokens in [*sources, ["all", *totals]]:
+                row = [name.removeprefix("stores/"), source, documents, size, tokens]
+                rows.append([*row, tokens / totals[2], size / tokens if tokens else None])
     return Table("data", columns, rows)
 
 
 def removed(evidence: Evidence) -> Table:
     """What is in the standard corpus but not in its twin, and what is in neither, and why."""
     columns = [
-        Column("reason"),
-        Column("source"),
-        Column("documents", "count"),
-        Column("bytes", "count"),
-        Column("share of the standard bytes", "percent"),
+        *plain("reason", "source"),
+        *counts("documents", "bytes"),
+        Column("share of the standard bytes", ".1%"),
     ]
-    text = evidence.artifacts["text"]
     rows: list[list[Any]] = []
-    for reason in fact(text, "removed"):
-        for source in [*fact(text, "removed", reason, "sources"), "all"]:
-            place = () if source == "all" else ("sources", source)
-            num_bytes = fact(text, "removed", reason, *place, "bytes")
-            share = None
-            if reason == DUPLICATE:
-                share = num_bytes / fact(text, "corpora", "standard", *place, "bytes")
-            num_documents = fact(text, "removed", reason, *place, "documents")
-            rows.append([reason, source, num_documents, num_bytes, share])
+    with _facts(evidence.artifacts["text"]) as facts:
+        standard = facts["corpora"]["standard"]
+        for reason, gone in facts["removed"].items():
+            for source, part in [*gone["sources"].items(), ("all", gone)]:
+                whole = standard if source == "all" else standard["sources"].get(source)
+                share = part["bytes"] / whole["bytes"] if reason == DUPLICATE else None
+                rows.append([reason, source, part["documents"], part["bytes"], share])
     return Table("removed", columns, rows)
 
 
 def planted(evidence: Evidence) -> Table:
     """The planted documents by kind and by how often each plant was planted."""
+    corpora = "standard", "deduped"
     columns = [
-        Column("kind"),
-        Column("planted as"),
-        Column("plants", "count"),
-        Column("documents, standard", "count"),
-        Column("documents, deduped", "count"),
+        *plain("kind", "planted as"),
+        *counts("plants", *(f"documents, {corpus}" for corpus in corpora)),
     ]
     groups: defaultdict[tuple[str, str, float], list[Mapping[str, int]]] = defaultdict(list)
-    for truth in truths(evidence):
-        name = next((name for name in PLANT_COUNTS if name in truth), "")
-        groups[str(truth["kind"]), name, float(truth.get(name, 0))].append(truth["documents"])
-    rows = [
-        (
-            kind,
-            _amount(name, count),
-            len(group),
-            *(sum(counts[corpus] for counts in group) for corpus in ("standard", "deduped")),
-        )
-        for (kind, name, count), group in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    with _facts(evidence.artifacts["text"]) as facts:
+        for truth in facts["planted"]:
+            amount = next((name for name in PLANTED_AS if name in truth), "copies")
+            groups[truth["kind"], amount, truth[amount]].append(truth["documents"])
+        rows = [
+            (
+                kind,
+                PLANTED_AS[amount].format(count),
+                len(group),
+                *(sum(documents[corpus] for documents in group) for corpus in corpora),
+            )
+            for (kind, amount, count), group in sorted(groups.items(), key=lambda item: item[0])
+        ]
     return Table("planted", columns, rows)
-
-
-def truths(evidence: Evidence) -> list[dict[str, Any]]:
-    """The declared truth about every plant, as the text artifact records it."""
-    text = evidence.artifacts["text"]
-    found = fact(text, "planted")
-    if not all(
-        isinstance(truth, dict) and {"kind", "documents"} <= truth.keys() for truth in found
-    ):
-        raise DataError("a planted truth lacks its kind or documents", where=text.path)
-    return list(found)
 
 
 def licences(evidence: Evidence) -> Table:
     """Licence, attribution and exact package of every part of the text."""
     names = ("component", "package", "version", "licence", "attribution")
-    text = evidence.artifacts["text"]
-    try:
-        rows = [
-            [*(part[name] for name in names), part["sha256"]] for part in fact(text, "components")
-        ]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"a component lacks {error}", where=text.path) from error
-    columns = [*(Column(name) for name in names), Column("sha256", "digest")]
-    return Table("licences", columns, rows)
+    with _facts(evidence.artifacts["text"]) as facts:
+        rows = [[part[name] for name in (*names, "sha256")] for part in facts["components"]]
+    return Table("licences", [*plain(*names), *digests("sha256")], rows)
 
 
 def lineage(evidence: Evidence) -> Table:
-    """Every stage: its kind, its digest, and the stages it was made from, by role."""
-    columns = [Column("stage"), Column("kind"), Column("digest", "digest"), Column("made from")]
+    """Every stage: its digest, what it was made from, when, and in how many seconds."""
+    columns = [
+        *plain("stage"),
+        *digests("digest"),
+        *plain("made from", "made at"),
+        Column("seconds", ",.1f"),
+    ]
     names = {artifact.digest: name for name, artifact in evidence.artifacts.items()}
     for history in evidence.histories:
-        last = history.checkpoints[-1]
-        names[last.digest] = f"step {last.step} of runs/{history.member.name}"
-    rows = [
-        (name, artifact.kind, artifact.digest, _inputs(artifact.inputs, names))
-        for name, artifact in evidence.artifacts.items()
-    ]
-    return Table("lineage", columns, rows)
-
-
-def timing(evidence: Evidence) -> Table:
-    """When each stage was made and how long it took."""
-    columns = [
-        Column("stage"),
-        Column("seconds", "number", ",.1f"),
-        Column("made at"),
-        Column("package source", "digest"),
-    ]
+        last = f"step {history.run.steps[-1]} of runs/{history.member.name}"
+        names[history.checkpoints[-1].digest] = last
     rows = []
     for stage in evidence.record.stages:
         if stage.name in evidence.artifacts:
-            provenance = evidence.artifacts[stage.name].provenance
-            made = provenance.get("created"), provenance.get("package_source")
-            rows.append((stage.name, stage.seconds, *made))
-    return Table("timing", columns, rows)
+            artifact = evidence.artifacts[stage.name]
+            made_from = ", ".join(
+                names.get(digest, f"{role}: {digest[:SHORT]}")
+                for role, digest in sorted(artifact.inputs.items())
+            )
+            made_at = artifact.provenance.get("created")
+            rows.append((stage.name, artifact.digest, made_from, made_at, stage.seconds))
+    return Table("lineage", columns, rows)
 
 
 def machine(evidence: Evidence) -> Table:
@@ -154,11 +129,37 @@ def machine(evidence: Evidence) -> Table:
     """
     made_on = {name: artifact.provenance for name, artifact in evidence.artifacts.items()}
     computed_with = {
-        f"runs/{history.member.name}": history.checkpoints[-1].bits
+        f"runs/{history.member.name}": history.checkpoints[-1].provenance.get("bits", {})
         for history in evidence.histories
     }
     rows = [*_shared_values(made_on, "all stages"), *_shared_values(computed_with, "all runs")]
-    return Table("machine", [Column("what"), Column("value"), Column("of")], rows)
+    return Table("machine", plain("what", "value", "of"), rows)
+
+
+def suite_toml(suite: Suite) -> str:
+    """The suite, every default spelled out, as the TOML that `ontogeny run` reads."""
+    values = suite.resolved()
+    members = values.pop("members")
+    groups = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = _settings({key: value for key, value in values.items() if key not in groups})
+    for name, group in groups.items():
+        lines += ["", f"[{name}]", *_settings(group)]
+    for row in members:
+        lines += ["", "[[members]]", *_settings(row)]
+    return "\n".join(lines) + "\n"
+
+
+@contextlib.contextmanager
+def _facts(artifact: Artifact) -> Iterator[Mapping[str, Any]]:
+    """The facts an artifact states; DataError where the block finds that one is missing."""
+    try:
+        yield artifact.facts
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(
+            f"the manifest lacks the fact {error}",
+            where=artifact.path,
+            fix=f"remove {artifact.path} and run the suite again",
+        ) from error
 
 
 def _shared_values(
@@ -169,86 +170,25 @@ def _shared_values(
     for name, held in holders.items():
         for key, value in held.items():
             if key not in SAID_ELSEWHERE:
-                plain = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-                values.setdefault((key, plain), []).append(name)
+                words = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+                values.setdefault((key, words), []).append(name)
     return [
         (key, value, everyone if len(names) == len(holders) else ", ".join(names))
         for (key, value), names in sorted(values.items())
     ]
 
 
-def suite_toml(suite: Suite) -> str:
-    """The suite, every default spelled out, as the TOML that `ontogeny run` reads."""
-    lines: list[str] = []
-    _write_group(lines, "", suite.resolved())
-    return "\n".join(lines).strip() + "\n"
+def _settings(group: Mapping[str, Any]) -> list[str]:
+    """A line of TOML a setting; a group in the group stands in its line."""
+    return [
+        f"{key if key.isascii() and key.isidentifier() else _toml(key)} = {_toml(value)}"
+        for key, value in group.items()
+        if value is not None
+    ]
 
 
-def _store_rows(corpus: str, store: Artifact) -> list[list[Any]]:
-    num_tokens = fact(store, "num_tokens")
-    rows: list[list[Any]] = []
-    try:
-        counts = [
-            (source["name"], source["documents"], source["bytes"], source["tokens"])
-            for source in fact(store, "sources")
-        ]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"a source of the store lacks {error}", where=store.path) from error
-    totals = [sum(row[place] for row in counts) for place in (1, 2, 3)]
-    if totals[2] != num_tokens:
-        raise DataError(
-            "the sources' tokens do not add up", where=store.path, expected=num_tokens, found=totals
-        )
-    for name, documents, num_bytes, tokens in [*counts, ("all", *totals)]:
-        row = [corpus, name, documents, num_bytes, tokens]
-        rows.append([*row, tokens / num_tokens, num_bytes / tokens if tokens else None])
-    return rows
-
-
-def _amount(name: str, count: float) -> str:
-    match name:
-        case "share":
-            return f"{count:.0%} masculine"
-        case "":
-            return "once"
-        case _:
-            return f"{name}: {count:g}"
-
-
-def _inputs(inputs: Mapping[str, str], names: Mapping[str, str]) -> str:
-    parts = []
-    for role, digest in sorted(inputs.items()):
-        name = names.get(digest, digest[:SHORT])
-        parts.append(name if name == role else f"{role}: {name}")
-    return ", ".join(parts)
-
-
-def _write_group(lines: list[str], name: str, group: Mapping[str, Any]) -> None:
-    """Write plain values first: in TOML they would belong to a table that came before them."""
-    tables = {key: value for key, value in group.items() if isinstance(value, dict)}
-    rows = {key: value for key, value in group.items() if _is_rows(value)}
-    for key, value in group.items():
-        if value is not None and key not in tables and key not in rows:
-            lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
-    for key, table in tables.items():
-        inner = f"{name}{_toml_key(key)}"
-        has_values = any(not isinstance(value, dict) for value in table.values())
-        lines += ["", f"[{inner}]"] if has_values else []
-        _write_group(lines, f"{inner}.", table)
-    for key, tables_in_row in rows.items():
-        for row in tables_in_row:
-            lines += ["", f"[[{name}{_toml_key(key)}]]"]
-            _write_group(lines, f"{name}{_toml_key(key)}.", row)
-
-
-def _is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
-
-
-def _toml_value(value: Any) -> str:
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(_settings(value))} }}"
     # A JSON value other than an object is TOML too, apart from null, which is left out above.
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
