@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from ontogeny.report.site import build_report, report_inputs
 from ontogeny.report.tables import summary_rows
 from ontogeny.results import read_scores
 from ontogeny.suite import Record, load_suite, read_record
+from spoken import Type
 
 VOID = {"meta", "img"}
 FIGURES = {"held-out", "last-word-log-probability", "last-word-accuracy", "training-loss",
@@ -215,6 +217,15 @@ def test_other_rows_are_stated_as_different(tmp_path: Path) -> None:
     assert [row["verdict"] for row in table(report, "control-standard")][-1] == "DIFFERENT"
     assert '<p class="proof different">' in page_of(report)
     assert "All 3 members on the deduped corpus agree" in words
+
+
+def test_commands_ask_the_members_of_the_suite(report: Artifact, say: Type) -> None:
+    words = Page(page_of(report)).words
+    verbs = set(re.findall(r"ontogeny (\w+) ", words))
+    assert verbs == {"verify", "replay", "batch", "seen", "branch", "run"}
+    assert all(say(verb, "--help").code == 0 for verb in verbs)
+    assert "ontogeny replay runs/1m-rows32 --step 2 " in words
+    assert "ontogeny seen runs/1m-rows32 '<b>dralm</b> vorak' " in words
 
 
 def test_report_is_never_written_over(grown: Path, report: Artifact) -> None:

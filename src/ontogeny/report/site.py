@@ -9,6 +9,7 @@ day is not equal to the byte; made twice from the same folder it is. Not here: c
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _page(evidence: Evidence) -> tuple[str, list[Table]]:
         "Lineage": _lineage(evidence, show),
         "Licences": _licences(evidence, show),
         "Time and machine": _time(evidence, show),
-        "Reproduce": _reproduce(evidence),
+        "Check and reproduce": _check(evidence),
     }
     return document(f"Suite {evidence.record.suite.name}", _opening(evidence), sections), written
 
@@ -210,9 +211,26 @@ def _time(evidence: Evidence, show: Show) -> list[Html]:
     ]
 
 
-def _reproduce(evidence: Evidence) -> list[Html]:
+def _check(evidence: Evidence) -> list[Html]:
+    """What to type, with a member of this suite and a step in its middle as the examples."""
+    asked = evidence.histories[-1]
+    run, step = f"runs/{asked.member.name}", asked.run.num_updates // 2
+    truths = evidence.artifacts["text"].facts["planted"]
+    planted = next((str(truth["text"]) for truth in truths if "text" in truth), "once upon a time")
+    words = shlex.quote(" ".join(planted.split()[:3]))
+    commands = {
+        "verify .": "every file, chain and row, recomputed",
+        f"replay {run} --step {step}": "any step, saved or not, derived again",
+        f"batch {run} --step {step}": "the text that step went on with",
+        f"seen {run} {words}": "how often a text was seen, and when",
+        f"branch {run} --at {step} --splice identity --out branch": "go on as it did, or otherwise",
+    }
+    width = max(map(len, commands))
+    typed = [f"ontogeny {command:{width}}  # {told}" for command, told in commands.items()]
     path = evidence.record.suite.text.path
     return [
+        paragraph("In the folder of the suite, of any member:"),
+        _typed(typed),
         element(
             "p",
             text("To grow all of it again, from the suite with every setting spelled out, "),
