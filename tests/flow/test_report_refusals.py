@@ -162,22 +162,37 @@ def test_artifact_that_is_not_the_recorded_one_is_refused(home: Path) -> None:
         build_report(home, home / "report")
 
 
-@pytest.mark.parametrize(
-    ("stage", "fact", "message"),
-    [
-        ("text", "planted", "the manifest lacks the fact 'planted'"),
-        ("text", "removed", "the manifest lacks the fact 'removed'"),
-        ("stores/deduped", "sources", "the manifest lacks the fact 'sources'"),
-    ],
-)
-def test_missing_fact_is_refused(home: Path, stage: str, fact: str, message: str) -> None:
+def replace_facts(home: Path, stage: str, facts: dict[str, Any]) -> None:
+    """Put an artifact of other facts in place of a stage's, and in the record."""
     path = home / stage
     found = open_artifact(path)
     shutil.rmtree(path)
     with writing(path, found.kind, config=found.config, inputs=found.inputs) as draft:
-        draft.facts |= {name: value for name, value in found.facts.items() if name != fact}
+        draft.facts |= facts
     rename_digest(home, stage, draft.artifact.digest)
-    with pytest.raises(DataError, match=message):
+
+
+@pytest.mark.parametrize(
+    ("stage", "fact"),
+    [
+        ("text", "planted"),
+        ("text", "removed"),
+        ("stores/deduped", "sources"),
+        ("stores/deduped", "num_tokens"),
+    ],
+)
+def test_missing_fact_is_refused(home: Path, stage: str, fact: str) -> None:
+    facts = dict(open_artifact(home / stage).facts)
+    del facts[fact]
+    replace_facts(home, stage, facts)
+    with pytest.raises(DataError, match=f"the manifest lacks the fact '{fact}'"):
+        build_report(home, home / "report")
+
+
+def test_sources_that_do_not_add_up_are_refused(home: Path) -> None:
+    facts = dict(open_artifact(home / "stores" / "deduped").facts)
+    replace_facts(home, "stores/deduped", facts | {"num_tokens": facts["num_tokens"] + 1})
+    with pytest.raises(DataError, match="the sources' tokens do not add up"):
         build_report(home, home / "report")
 
 

@@ -40,7 +40,11 @@ def data(evidence: Evidence) -> Table:
                     [one["name"], one["documents"], one["bytes"], one["tokens"]]
                     for one in facts["sources"]
                 ]
-            totals = [sum(row[place] for row in sources) for place in (1, 2, 3)]
+                totals = [sum(row[place] for row in sources) for place in (1, 2, 3)]
+                expected = facts["num_tokens"]
+            if totals[2] != expected:
+                problem = "the sources' tokens do not add up"
+                raise DataError(problem, where=artifact.path, expected=expected, found=totals[2])
             for source, documents, size, tokens in [*sources, ["all", *totals]]:
                 row = [name.removeprefix("stores/"), source, documents, size, tokens]
                 rows.append([*row, tokens / totals[2], size / tokens if tokens else None])
