@@ -15,7 +15,6 @@ from ontogeny.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from ontogeny.stages.neox_yaml import NeoxFile
 
-YAML = (".yml", ".yaml")
 # The options that each kind of source has, besides --out.
 OPTIONS = {
     "YAML": {"store", "vocabulary", "gpus", "repair"},
@@ -47,7 +46,7 @@ def import_(
 
     if place.exists():
         raise DataError("already exists", where=place, fix="choose another place with --out")
-    if source.suffix in YAML:
+    if source.suffix in (".yml", ".yaml"):
         _check_options(given, "YAML")
         _write_run_file(read_neox_yaml(source, repair=repair), place, gpus, store, vocabulary)
         return
@@ -82,9 +81,8 @@ def _write_run_file(
     from ontogeny.stages.imported import compared, run_file_of, same_shape, toml_of
 
     base = place.parent.resolve()
-    near = {name: os.path.relpath(folder, base) for name, folder in
-            (("store", store), ("vocabulary", vocabulary))}  # fmt: skip
-    run_file = run_file_of(file, num_gpus=gpus, **near)
+    run_file = run_file_of(file, num_gpus=gpus, store=os.path.relpath(store, base),
+                           vocabulary=os.path.relpath(vocabulary, base))  # fmt: skip
     settings, training = file.settings, run_file.training
     rows = compared(settings, training.rows_per_update)
     size = same_shape(settings)

@@ -53,54 +53,44 @@ def run_file_of(file: NeoxFile, *, num_gpus: int | None, store: str, vocabulary:
     """The run file of settings; `num_gpus` where the file does not say it, or says another."""
     settings = file.settings
     rows = rows_per_update(settings, num_gpus or file.num_gpus, file.path)
-    size = same_shape(settings)
-    is_ours = size is not None and (size.init, size.vocab_multiple) == (
-        settings.init, settings.vocab_multiple)  # fmt: skip
-    name = size.name if size and is_ours else re.sub(r"[^A-Za-z0-9._-]", "-", file.path.stem)
     values = {
         "recipe": "pythia",
-        "size": name,
         "store": store,
         "vocabulary": vocabulary,
         "order": {"context_length": settings.seq_length, "seed": settings.seed},
         "training": _training(settings, rows, file.path),
     }
-    if not is_ours:
-        values["sizes"] = {
-            name: {
-                "num_layers": settings.num_layers,
-                "hidden_size": settings.hidden_size,
-                "num_heads": settings.num_attention_heads,
-                "learning_rate": settings.optimizer.params.lr,
-                "init": settings.init,
-                "vocab_multiple": settings.vocab_multiple,
-            }
-        }
+    own, size = settings.size, same_shape(settings)
+    if size and (size.init, size.vocab_multiple) == (own.init, own.vocab_multiple):
+        return build(RunFile, values | {"size": size.name}, file.path)
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", file.path.stem)
+    values |= {"size": name, "sizes": {name: own.resolved()}}
     return build(RunFile, values, file.path)
 
 
 def same_shape(settings: NeoxSettings) -> Size | None:
     """The size of Pythia with these layers, width and heads."""
-    shape = settings.num_layers, settings.hidden_size, settings.num_attention_heads
-    by_shape = {
-        (size.num_layers, size.hidden_size, size.num_heads): size for size in SIZES.values()
-    }
-    return by_shape.get(shape)
+    own = settings.size
+    for size in SIZES.values():
+        if (size.num_layers, size.hidden_size, size.num_heads) == (
+            own.num_layers, own.hidden_size, own.num_heads):  # fmt: skip
+            return size
+    return None
 
 
 def compared(settings: NeoxSettings, rows: int) -> list[tuple[str, str, str]]:
     """Name by name what a file says, and our table of the size of that shape; `-` for nothing."""
-    size = same_shape(settings)
-    non_embedding = num_non_embedding(settings.num_layers, settings.hidden_size)
+    own, size = settings.size, same_shape(settings)
+    non_embedding = num_non_embedding(own.num_layers, own.hidden_size)
     pairs: list[tuple[str, object, object]] = [
-        ("layers", settings.num_layers, size and size.num_layers),
-        ("width", settings.hidden_size, size and size.hidden_size),
-        ("heads", settings.num_attention_heads, size and size.num_heads),
+        ("layers", own.num_layers, size and size.num_layers),
+        ("width", own.hidden_size, size and size.hidden_size),
+        ("heads", own.num_heads, size and size.num_heads),
         ("non-embedding", f"{non_embedding:,}", size and f"{size.published_non_embedding:,}"),
-        ("learning rate", f"{settings.optimizer.params.lr:g}", size and f"{size.learning_rate:g}"),
+        ("learning rate", f"{own.learning_rate:g}", size and f"{size.learning_rate:g}"),
         ("rows/update", rows, size and size.rows_per_update),
-        ("initialiser", settings.init, size and size.init),
-        ("vocabulary padded to", settings.vocab_multiple, size and size.vocab_multiple),
+        ("initialiser", own.init, size and size.init),
+        ("vocabulary padded to", own.vocab_multiple, size and size.vocab_multiple),
     ]
     return [(name, str(theirs), str(ours or "-")) for name, theirs, ours in pairs]
 

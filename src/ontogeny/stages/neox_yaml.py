@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from ontogeny.config import Settings, build
 from ontogeny.errors import ConfigError
 from ontogeny.shape import check_heads
-from ontogeny.suite import Init, Precision
+from ontogeny.suite import Init, Precision, SizeSettings
 
 # What `yaml` raises on text that is not YAML, or whose values are not what their tags claim.
 BROKEN = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
@@ -98,9 +98,7 @@ class NeoxSettings(Settings):
     hidden_size: int = Field(ge=1)
     num_attention_heads: int = Field(ge=1)
     seq_length: int = Field(ge=1)
-    attention_config: list[tuple[list[Literal["flash", "global"]], int | Literal["all"]]] = Field(
-        default_factory=list
-    )
+    attention_config: tuple[tuple[list[Literal["flash", "global"]], int | Literal["all"]], ...] = ()
     make_vocab_size_divisible_by: int = Field(default=128, ge=1)
     init_method: Initialiser = "normal"
     output_layer_init_method: Initialiser = "scaled_normal"
@@ -119,17 +117,21 @@ class NeoxSettings(Settings):
     pipe_parallel_size: int = Field(default=0, ge=0)
     fp16: HalfPrecision = HalfPrecision()
     checkpoint_factor: int = Field(ge=1)
-    extra_save_iters: list[int] = Field(default_factory=list)
+    extra_save_iters: tuple[int, ...] = ()
     train_data_paths: list[str] = Field(default_factory=list, max_length=1)
     vocab_file: str | None = None
 
     @property
-    def init(self) -> Init:
-        return INITIALISERS[self.init_method, self.output_layer_init_method]
-
-    @property
-    def vocab_multiple(self) -> int:
-        return self.make_vocab_size_divisible_by * self.model_parallel_size
+    def size(self) -> SizeSettings:
+        """What a run file says of a size."""
+        return SizeSettings(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            num_heads=self.num_attention_heads,
+            learning_rate=self.optimizer.params.lr,
+            init=INITIALISERS[self.init_method, self.output_layer_init_method],
+            vocab_multiple=self.make_vocab_size_divisible_by * self.model_parallel_size,
+        )
 
     @property
     def precision(self) -> Precision:
@@ -179,18 +181,23 @@ def read_neox_yaml(path: Path, *, repair: bool = False) -> NeoxFile:
     layers and heads swapped. They are mended only where `repair` asks for it, and named. Raises
     ConfigError for everything that cannot be read, is unknown or is not computed here.
     """
+    repairs = []
     try:
         text = path.read_text(encoding="utf-8")
-        values, repairs = _parsed(text), []
-    except yaml.MarkedYAMLError as error:
-        text, fault = _comma_added(text, error, path)
-        values, repairs = _parsed(text), [_allowed(fault, "add the comma", path, repair)]
+        try:
+            values = yaml.load(text, _Loader)
+        except yaml.MarkedYAMLError as error:
+            values, fault = _with_comma(text, error)
+            repairs.append(_allowed(fault, "add the comma", path, repair))
     except OSError as error:
         raise ConfigError(f"cannot be read ({error.strerror})", where=path) from error
     except BROKEN as error:
-        raise _not_yaml(error, path) from error
+        raise ConfigError(f"not valid YAML ({error})", where=path) from error
     values = _one_spelling(values, path)
-    _check_fixed(values, path)
+    for key, (default, needed) in FIXED.items():
+        if values.get(key, default) != needed:
+            found = values.get(key, f"nothing, which means {default}")
+            raise ConfigError(f"{key} is not supported", where=path, expected=needed, found=found)
     if swap := _swap_in(values):
         repairs.append(_allowed(swap, "swap them back", path, repair))
         layers, heads = values["num_layers"], values["num_attention_heads"]
@@ -221,14 +228,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _parsed(text: str) -> Any:
-    return yaml.load(text, _Loader)
-
-
-def _not_yaml(error: object, path: Path) -> ConfigError:
-    return ConfigError(f"not valid YAML ({error})", where=path)
-
-
 def _allowed(fault: str, mend: str, path: Path, repair: bool) -> str:
     """The fault, if it may be mended; otherwise raises ConfigError with it."""
     if not repair:
@@ -236,25 +235,23 @@ def _allowed(fault: str, mend: str, path: Path, repair: bool) -> str:
     return fault
 
 
-def _comma_added(text: str, error: yaml.MarkedYAMLError, path: Path) -> tuple[str, str]:
-    """The text with a comma on the line before the one a parser stumbled over, and the fault.
+def _with_comma(text: str, error: yaml.MarkedYAMLError) -> tuple[Any, str]:
+    """The values with a comma on the line before the one a parser stumbled over, and the fault.
 
-    Raises ConfigError where that does not mend it.
+    Raises the error again where that does not mend it.
     """
-    lines = text.split("\n")
     stumbled = error.problem_mark.line if error.problem_mark else 0
-    before = range(min(stumbled, len(lines)) - 1, -1, -1)
-    place = next((at for at in before if lines[at].split("#")[0].strip()), None)
-    if place is None or "expected ',' or '}'" not in str(error.problem):
-        raise _not_yaml(error, path) from error
-    fault = f"not valid YAML: line {place + 1} ends without a comma ({lines[place].strip()})"
-    lines[place] = lines[place].rstrip() + ","
-    mended = "\n".join(lines)
+    lines = text.split("\n")
+    said = [at for at, line in enumerate(lines[:stumbled]) if line.split("#")[0].strip()]
+    if not said or "expected ',' or '}'" not in str(error.problem):
+        raise error
+    line = lines[said[-1]]
+    lines[said[-1]] = line.rstrip() + ","
     try:
-        _parsed(mended)
+        values = yaml.load("\n".join(lines), _Loader)
     except BROKEN:
-        raise _not_yaml(error, path) from error
-    return mended, fault
+        raise error from None
+    return values, f"not valid YAML: line {said[-1] + 1} ends without a comma ({line.strip()})"
 
 
 def _one_spelling(values: Any, path: Path) -> dict[str, Any]:
@@ -269,23 +266,15 @@ def _one_spelling(values: Any, path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_fixed(values: Mapping[str, Any], path: Path) -> None:
-    for key, (default, needed) in FIXED.items():
-        if values.get(key, default) != needed:
-            found = values.get(key, f"nothing, which means {default}")
-            raise ConfigError(f"{key} is not supported", where=path, expected=needed, found=found)
-
-
 def _swap_in(values: Mapping[str, Any]) -> str | None:
     """How the numbers of layers and heads are swapped, if they are.
 
     The heads must divide the width, and the attention of the layers is counted a second time.
     """
     names = ("num_layers", "num_attention_heads", "hidden_size")
-    numbers = [value for name in names if isinstance(value := values.get(name), int) and value > 0]
-    if len(numbers) < len(names):
+    layers, heads, width = (values.get(name, 0) for name in names)
+    if not all(isinstance(number, int) and number > 0 for number in (layers, heads, width)):
         return None
-    layers, heads, width = numbers
     counted = values.get("attention_config") == [[["flash"], heads]]
     if width % heads == 0 or width % layers or not counted:
         return None
