@@ -105,6 +105,9 @@ def test_a_login_in_the_address_is_sent_and_never_shown(
     assert fetch(FILE, tmp_path / "relative").read_bytes() == DATA
     index.pages["/simple/some-text/"] = f'<a href="{index.url}/files/{NAME}">{NAME}</a>'.encode()
     assert fetch(FILE, tmp_path / "absolute").read_bytes() == DATA
+    elsewhere = index.url.replace("127.0.0.1", "localhost")
+    index.pages["/simple/some-text/"] = f'<a href="{elsewhere}/files/{NAME}">{NAME}</a>'.encode()
+    assert "401" in fault(FILE, tmp_path / "elsewhere")  # the login is not for other hosts
     index.login = "Basic other"
     message = fault(FILE, tmp_path / "again")
     assert "401" in message

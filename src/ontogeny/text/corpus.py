@@ -50,7 +50,11 @@ def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base
 
     Raises DataError when nothing is left to train on or to hold out, and what the readers raise.
     """
-    stream = _stream_of(settings, cache, base)
+    stream: Callable[[], Iterable[Document]]
+    if settings.path is None:
+        stream = partial(iter, component_documents(settings.components, cache))
+    else:
+        stream = partial(read_documents, base / settings.path)
     held_out, held_digests = _held_out(stream(), settings)
     planted, truth = planted_documents(settings.planted) if settings.planted else ([], [])
     inputs = text_inputs(settings, base)
@@ -66,8 +70,8 @@ def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base
         cut.require_text(settings.path or "[text.components]")
         first = {d.id for d in planted if cut.train_on(d, text_digest(d.text))}
         for fact in truth:
-            deduped = len(first.intersection(fact["ids"]))
-            fact["documents"] = {"standard": len(fact["ids"]), "deduped": deduped}
+            num_first = len(first.intersection(fact["ids"]))
+            fact["documents"] = {"standard": len(fact["ids"]), "deduped": num_first}
         draft.facts |= {
             "corpora": {name: _counts(cut.sizes[name]) for name in CORPORA},
             "removed": {reason: _counts(cut.sizes[reason]) for reason in REMOVED},
@@ -131,15 +135,6 @@ class _Cut:
         self.sizes[place][document.source].append(len(document.text.encode()))
         if place in self.files:
             self.files[place].write(json_line(document))
-
-
-def _stream_of(
-    settings: TextSettings, cache: Path | None, base: Path
-) -> Callable[[], Iterable[Document]]:
-    if settings.path is not None:
-        return partial(read_documents, base / settings.path)
-    documents = component_documents(settings.components, cache)
-    return lambda: documents
 
 
 def _held_out(
