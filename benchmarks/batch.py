@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ontogeny.order.rows import Rows
-from ontogeny.stages.sources import open_source
+from ontogeny.questions.sources import open_source
 from ontogeny.tokens.ranged import RangedStore
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.writer import StoreWriter

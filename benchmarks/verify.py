@@ -24,8 +24,8 @@ from ontogeny.artifact import writing
 from ontogeny.checkpoints.store import Progress, save_checkpoint
 from ontogeny.config import build
 from ontogeny.model.neox import NeoX
+from ontogeny.questions.verify import verify
 from ontogeny.results import UpdateMetrics
-from ontogeny.stages.verify import verify
 from ontogeny.suite import METRICS, RunSettings
 
 CHUNK = 1 << 20

@@ -15,7 +15,7 @@ from grown import Ground, begin, settings
 from ontogeny.artifact import MANIFEST
 from ontogeny.digest import digest_bytes, digest_file, digest_json
 from ontogeny.errors import Fault
-from ontogeny.stages.verify import verify
+from ontogeny.questions.verify import verify
 from ontogeny.training.loop import train
 
 WEIGHTS = "model.safetensors"

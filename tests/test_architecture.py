@@ -40,6 +40,7 @@ ROOMS = {
     "training": {"order", "model", "checkpoints", "training"},
     "evaluation": {"tokens", "model", "checkpoints", "evaluation"},
     "report": {"report"},
+    "questions": {"tokens", "order", "model", "checkpoints", "training", "questions"},
 }
 EVERYTHING = {*ROOT_FILES, *ROOMS, "stages"}
 MAY_IMPORT = {

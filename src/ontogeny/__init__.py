@@ -10,7 +10,7 @@ __all__ = ["open"]
 
 def __getattr__(name: str) -> Any:
     if name == "open":
-        from ontogeny.stages.handles import open_suite
+        from ontogeny.questions.handles import open_suite
 
         return open_suite
     raise AttributeError(f"module 'ontogeny' has no attribute {name!r}")

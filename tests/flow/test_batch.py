@@ -16,8 +16,8 @@ from ontogeny.order.rows import Rows
 from ontogeny.order.shuffle import neox_indices
 from ontogeny.order.spans import Spans
 from ontogeny.order.splice import Part, Spliced
-from ontogeny.stages import sources
-from ontogeny.stages.sources import open_source
+from ontogeny.questions import sources
+from ontogeny.questions.sources import open_source
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import Store, open_store

@@ -19,9 +19,9 @@ from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.order.batches import roll
 from ontogeny.order.plan import Order, open_order
+from ontogeny.questions.materials import open_materials
 from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.stages.branch import begin_branch, plan_branch
-from ontogeny.stages.materials import open_materials
 from ontogeny.stages.splices import read_spec
 from ontogeny.steps import list_steps, state_folder, step_folder
 from ontogeny.suite import METRICS

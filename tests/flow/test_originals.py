@@ -11,7 +11,7 @@ import pytest
 
 from ontogeny.errors import DataError, OrderError
 from ontogeny.order.shuffle import neox_indices
-from ontogeny.stages.sources import open_source
+from ontogeny.questions.sources import open_source
 from ontogeny.tokens.writer import StoreWriter
 from served import PER_UPDATE, WIDTH, fake_preshuffled, serving
 from spoken import Type

@@ -22,8 +22,8 @@ from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
 from ontogeny.model import hf
 from ontogeny.order.batches import Batches
+from ontogeny.questions.materials import open_materials
 from ontogeny.results import UpdateMetrics, parse_metrics
-from ontogeny.stages.materials import open_materials
 from ontogeny.stages.plan import MemberPlan
 from ontogeny.steps import state_folder, step_folder
 from ontogeny.suite import METRICS, Member, RunSettings, SizeSettings

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models
 
 from grown import CONTEXT, Ground, begin, settings
 from ontogeny.order.plan import Order
+from ontogeny.questions.materials import open_materials
 from ontogeny.stages.branch import begin_branch, plan_branch
-from ontogeny.stages.materials import open_materials
 from ontogeny.stages.splices import read_spec
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, open_vocabulary, spellings

@@ -186,6 +186,10 @@ def test_a_suite_opens_in_python(home: Path) -> None:
     assert len(list(member.metrics())) == member.settings.num_updates == 48
     model = member.checkpoint(48).load()
     assert model.shape == member.settings.shape
+    replayed = member.replay(48).state_dict()
+    assert all(replayed[name].equal(tensor) for name, tensor in model.state_dict().items())
+    first = member.vocabulary().decode(member.batch(0)[0, :3].tolist())
+    assert member.seen(first, before=1)["count"] >= 1
     assert member.vocabulary().size == 300
     assert {score.member for score in member.scores()} == {"two"}
     with pytest.raises(ConfigError, match="did you mean 'runs/two'"):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from grown import CONTEXT, Ground, begin, settings
 from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.digest import digest_json
+from ontogeny.questions.verify import verify
 from ontogeny.results import read_metrics
-from ontogeny.stages.verify import verify
 from ontogeny.steps import step_folder
 from ontogeny.suite import METRICS
 from ontogeny.training.loop import train

@@ -16,9 +16,9 @@ from ontogeny.checkpoints.store import drop_states
 from ontogeny.cli.app import app
 from ontogeny.config import build
 from ontogeny.errors import DataError
+from ontogeny.questions.subjects import Subject
+from ontogeny.questions.verify import verify
 from ontogeny.results import UpdateMetrics
-from ontogeny.stages.subjects import Subject
-from ontogeny.stages.verify import verify
 from ontogeny.steps import step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.loop import train

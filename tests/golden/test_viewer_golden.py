@@ -15,8 +15,8 @@ import pytest
 from ontogeny.digest import digest_bytes, digest_file
 from ontogeny.errors import DataError, OrderError
 from ontogeny.order.originals import build_neox_order, open_index_maps
+from ontogeny.questions.sources import open_source
 from ontogeny.ranges import Place, open_joined
-from ontogeny.stages.sources import open_source
 from ontogeny.tokens.ranged import located, open_pair
 from ontogeny.tokens.writer import StoreWriter, token_dtype
 from served import serving

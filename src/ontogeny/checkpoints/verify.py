@@ -2,7 +2,7 @@
 
 A tensor is found by its byte range in the safetensors file, so one of a file far away is checked
 by reading that range alone. The chain of checkpoints is checked from manifests, without weights.
-Not here: files as a whole (`artifact.py`), rows and metrics (`stages/subjects.py`).
+Not here: files as a whole (`artifact.py`), rows and metrics (`ontogeny.questions`).
 The format is that of github.com/huggingface/safetensors: eight bytes that give the length of a
 JSON header, the header with each tensor's place, the tensors.
 """

@@ -16,7 +16,7 @@ from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
     from ontogeny.order.spans import Spans
-    from ontogeny.stages.sources import Source
+    from ontogeny.questions.sources import Source
 
 TABLE_ROWS = 12  # of an update, when no rows are named
 PREVIEW = 60  # characters of a row in the table
@@ -50,7 +50,7 @@ def batch(
 ) -> None:
     """Show what an update saw: tokens, text, and the documents they are from."""
     from ontogeny.order.spans import Spans
-    from ontogeny.stages.sources import open_source
+    from ontogeny.questions.sources import open_source
 
     wanted, rows = chosen(update, step), None if row is None else parsed(row, "--row")
     source = open_source(

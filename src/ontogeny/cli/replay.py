@@ -31,7 +31,7 @@ def replay(
     ] = False,
 ) -> None:
     """Derive any step of a run again, and compare what the run recorded on the way."""
-    from ontogeny.stages.materials import open_materials
+    from ontogeny.questions.materials import open_materials
     from ontogeny.training.replay import publish
     from ontogeny.training.replay import replay as derive
 

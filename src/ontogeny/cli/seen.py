@@ -17,7 +17,7 @@ from ontogeny.cli.app import app, err, out, print_table
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ontogeny.stages.seen import Begin, Memory
+    from ontogeny.questions.seen import Begin, Memory
     from ontogeny.tokens.suffixes import Observe
 
 SHOWN_FORMS = 8
@@ -120,7 +120,7 @@ def index(
     folder: Folder = None,
 ) -> None:
     """Build the index that `seen` and `trace` ask, or say where it is."""
-    from ontogeny.stages.seen import index_of, open_any_store
+    from ontogeny.questions.seen import index_of, open_any_store
 
     with indexing() as begin:
         opened = index_of(open_any_store(store), begin, folder)
@@ -130,8 +130,8 @@ def index(
 @contextmanager
 def opened(place: str, folder: Path | None, **options: Any) -> Iterator[Memory]:
     """What can be asked of a source; bars show the indexes it has to build."""
-    from ontogeny.stages.seen import Memory
-    from ontogeny.stages.sources import open_source
+    from ontogeny.questions.seen import Memory
+    from ontogeny.questions.sources import open_source
 
     source = open_source(place, **options)
     with indexing() as begin:

@@ -20,7 +20,7 @@ from ontogeny.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from ontogeny.stages.subjects import Subject
+    from ontogeny.questions.subjects import Subject
 
 Json = Annotated[bool, typer.Option("--json", help="For machines")]
 WIDTH, MARGIN = 100, 12  # columns of a line, and of the word in front of it
@@ -38,9 +38,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Recompute every digest and the chain; name the first fault, and exit with 1 if any."""
+    from ontogeny.questions.verify import verify as verify_all
+    from ontogeny.questions.verify import verify_tensor
     from ontogeny.ranges import is_remote
-    from ontogeny.stages.verify import verify as verify_all
-    from ontogeny.stages.verify import verify_tensor
 
     began = time.perf_counter()
     if tensor is not None:
@@ -75,7 +75,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print what an artifact is, where it came from (up to the text) and what it holds."""
-    from ontogeny.stages.show import describe
+    from ontogeny.questions.show import describe
 
     shown = describe(path)
     if as_json:

@@ -6,7 +6,7 @@ alone, whose order is built as GPT-NeoX builds it. Pairs may be in shards, and l
 
 A local file is checked when it is opened: its whole index, and of its tokens NUM_PROBES places
 (the size of the file does not matter then), where there must be no hole. Of a remote one every
-value is checked that is read. Not here: runs of our own (`ontogeny.stages.materials`).
+value is checked that is read. Not here: runs of our own (`ontogeny.questions.materials`).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
 from ontogeny.order.batches import Batches
 from ontogeny.order.splice import Stretch, open_windows
-from ontogeny.stages.materials import Materials, batches_of, open_materials
+from ontogeny.questions.materials import Materials, batches_of, open_materials
 from ontogeny.stages.splices import OtherStore, Spec, make_splice
 from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS, RunSettings

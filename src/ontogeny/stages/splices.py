@@ -22,7 +22,7 @@ from ontogeny.order.edits import Edited, Inserted, documents_in, pieces_of
 from ontogeny.order.plan import build_order, order_config
 from ontogeny.order.shuffle import named_stream
 from ontogeny.order.splice import Splice, Stretch, write_splice
-from ontogeny.stages.materials import Materials
+from ontogeny.questions.materials import Materials
 from ontogeny.steps import RecipeChanges
 from ontogeny.suite import OrderSettings
 from ontogeny.tokens.rewrite import (

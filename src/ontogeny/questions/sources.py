@@ -18,8 +18,8 @@ from ontogeny.order.batches import Batches
 from ontogeny.order.originals import build_neox_order, is_index_map, open_index_maps, open_rows
 from ontogeny.order.plan import Order
 from ontogeny.order.rows import Rows
+from ontogeny.questions.materials import open_materials
 from ontogeny.ranges import Place, is_remote
-from ontogeny.stages.materials import open_materials
 from ontogeny.tokens.ranged import located
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.vocabulary import Vocabulary, load_vocabulary

@@ -20,8 +20,8 @@ from ontogeny.order.lookup import lookup_in
 from ontogeny.order.rows import Rows
 from ontogeny.order.seen import History, Seen
 from ontogeny.order.trace import trace
+from ontogeny.questions.sources import Source
 from ontogeny.ranges import is_remote
-from ontogeny.stages.sources import Source
 from ontogeny.steps import checkpoint_steps, list_steps, step_folder
 from ontogeny.suite import METRICS
 from ontogeny.tokens.forms import Forms, require_unicode

@@ -16,8 +16,8 @@ from ontogeny.artifact import MANIFEST, parse_manifest, read_manifest
 from ontogeny.checkpoints.verify import recorded_tensors, tensor_problem, tensor_spans
 from ontogeny.config import nearest
 from ontogeny.errors import CheckpointError, DataError, Fault, OntogenyError
+from ontogeny.questions.subjects import AGAIN, DAMAGED, Job, Subject, artifact_subjects
 from ontogeny.ranges import open_ranges
-from ontogeny.stages.subjects import AGAIN, DAMAGED, Job, Subject, artifact_subjects
 from ontogeny.suite import RECORD, Record, read_record
 
 Watch = Callable[[int, int], None]  # how many jobs are done, and of how many

@@ -21,8 +21,8 @@ from ontogeny.checkpoints.verify import chain_faults, recorded_tensors, weight_f
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, Fault, MissingInputError, OntogenyError
 from ontogeny.order.batches import Batches, roll
+from ontogeny.questions.materials import open_materials
 from ontogeny.results import parse_metrics
-from ontogeny.stages.materials import open_materials
 from ontogeny.steps import STATES, STEPS, list_steps, state_folder, step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.run import LOCK

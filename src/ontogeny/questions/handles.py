@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.model.neox import NeoX
-from ontogeny.order.batches import Batches
-from ontogeny.order.plan import open_order
+from ontogeny.questions.materials import open_materials
+from ontogeny.questions.seen import Memory
+from ontogeny.questions.sources import open_source
 from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
 from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import METRICS, Record, RunSettings, read_record
 from ontogeny.tokens.store import DocumentStore, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
+from ontogeny.training.replay import replay
 from ontogeny.training.run import open_run
 
 
@@ -72,10 +75,17 @@ class OpenMember:
 
     def batch(self, update: int) -> np.ndarray:
         """The rows that took the member from step `update` to the next: int64 [rows, T + 1]."""
-        table = {member.name: member.corpus for member in self.suite.record.suite.table()}
-        corpus = table[self.name]
-        order = open_order(self.suite.path(f"orders/{corpus}"), self.suite.store(corpus))
-        return Batches(order, self.settings.training.rows_per_update)(update)
+        return open_materials(self.run).batches(update)
+
+    def replay(self, step: int) -> NeoX:
+        """The model after `step` updates, saved or not; all that is passed is compared."""
+        materials = open_materials(self.run)
+        return replay(materials.run, materials.batches, step).model
+
+    def seen(self, text: str, before: int | None = None, limit: int = 1000) -> dict[str, Any]:
+        """How often and where a text was seen before a step; an index is built at first."""
+        memory = Memory(open_source(self.run), lambda folder: lambda done, total: None)
+        return memory.text(text, before, 0, limit)
 
 
 @dataclass(frozen=True, slots=True)
