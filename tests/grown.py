@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from ontogeny.artifact import open_artifact
 from ontogeny.config import build
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import build_order, open_order
 from ontogeny.suite import OrderSettings, RunSettings, VocabularySettings
-from ontogeny.text.documents import Document
+from ontogeny.text.documents import Document, json_line
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import (
@@ -25,6 +27,13 @@ from ontogeny.training.run import Run, create_run
 
 CONTEXT = 16
 WORDS = ("the", "a", "river", "stone", "old", "small", "house", "door", "sees", "finds", "keeps")
+
+
+def write_documents(path: Path, documents: Iterable[Document]) -> None:
+    """Write documents as JSON Lines, compressed if the name ends in `.gz` or `.zst`."""
+    with pa.output_stream(path) as file:
+        for document in documents:
+            file.write(json_line(document))
 
 
 def documents(number: int = 60, seed: int = 0) -> list[Document]:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grown import write_documents
 from ontogeny.artifact import Artifact, faults, open_artifact
 from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from ontogeny.suite import PlantedSettings, TextSettings
 from ontogeny.text.components import COMPONENTS, Component, Part, component_documents
 from ontogeny.text.corpus import CORPORA, CorpusName, build_text, corpus_file, text_inputs
 from ontogeny.text.dedup import normalised, text_digest
-from ontogeny.text.documents import Document, read_documents, work_of, write_documents
+from ontogeny.text.documents import Document, read_documents, work_of
 from ontogeny.text.packages import PackageFile
 
 PLANTS = PlantedSettings(

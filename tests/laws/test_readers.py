@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grown import Ground
+from grown import Ground, write_documents
 from ontogeny.artifact import open_artifact
 from ontogeny.config import build, read_toml
 from ontogeny.errors import OntogenyError
@@ -33,7 +33,7 @@ from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores, wr
 from ontogeny.shape import Shape
 from ontogeny.stages.neox_yaml import read_neox_yaml
 from ontogeny.suite import Record, RunFile, StageRecord, load_suite, read_record, write_record
-from ontogeny.text.documents import Document, read_documents, write_documents
+from ontogeny.text.documents import Document, read_documents
 from ontogeny.tokens.store import HEADER, MAGIC, Store
 from ontogeny.tokens.vocabulary import load_vocabulary
 from ontogeny.training.metrics import whole_lines

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grown import write_documents
 from ontogeny.errors import DataError
 from ontogeny.text.documents import (
     Document,
     digest_documents,
     read_documents,
     work_of,
-    write_documents,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,6 @@ def read_documents(path: Path) -> Iterator[Document]:
             yield document
     if not seen:
         raise DataError("the corpus is empty", where=path, expected="at least one document")
-
-
-def write_documents(path: Path, documents: Iterable[Document]) -> None:
-    """Write documents as JSON Lines, compressed if the name ends in `.gz` or `.zst`."""
-    with pa.output_stream(path) as file:
-        for document in documents:
-            file.write(json_line(document))
 
 
 def json_line(document: Document) -> bytes:
