@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import settings
 
 from grown import Ground, prepare
 from ontogeny.cli.main import main
+from spoiled import grow_site
 from spoken import Said, Type
 
 # Small tensors gain nothing from threads, and on a busy machine lose fiftyfold by them. Read when
@@ -43,6 +45,18 @@ def golden(reference: Path) -> Path:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     """A tiny corpus prepared for runs, shared and never written to."""
     return prepare(tmp_path_factory.mktemp("ground"))
+
+
+@pytest.fixture(scope="session")
+def grown_site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ground with a finished run on it, never written to."""
+    return grow_site(ground, tmp_path_factory.mktemp("verify") / "site")
+
+
+@pytest.fixture
+def site(grown_site: Path, tmp_path: Path) -> Path:
+    """A copy of it, to spoil."""
+    return Path(shutil.copytree(grown_site, tmp_path / "site"))
 
 
 @pytest.fixture

@@ -71,13 +71,15 @@ def payload_files(home: Path) -> list[Path]:
     )
 
 
-def require_every_flip_found(home: Path, files: list[Path], seed: int) -> None:
-    """Flip a bit of each file and ask `verify`; the file is whole again afterwards."""
-    places = random.Random(seed)
+def flips_missed(home: Path, files: list[Path], seed: int) -> list[Path]:
+    """The files of which `verify` does not find, or place, a flipped bit; all are whole again."""
+    places, missed = random.Random(seed), []
     for path in files:
         data = path.read_bytes()
         flip(path, places.randrange(len(data)), places.randrange(8))
-        first = faults(home)[0]
+        first = next((fault.place for fault in faults(home)), None)
         named = path.parent if path.name == MANIFEST else path
-        assert str(named) in first.place or first.place == str(home), path
+        if first is None or (str(named) not in first and first != str(home)):
+            missed.append(path)
         path.write_bytes(data)
+    return missed

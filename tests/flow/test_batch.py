@@ -14,7 +14,7 @@ from grown import CONTEXT, Ground, begin, settings
 from ontogeny.order.plan import Order
 from ontogeny.order.rows import Rows
 from ontogeny.order.shuffle import neox_indices
-from ontogeny.order.spans import Spans
+from ontogeny.order.spans import BLOCK, Spans
 from ontogeny.order.splice import Part, Spliced
 from ontogeny.questions import sources
 from ontogeny.questions.sources import open_source
@@ -77,8 +77,12 @@ def vocabulary_of(texts: list[str], size: int = 262) -> Vocabulary:
 
 @pytest.mark.parametrize("eod", ["end", "none"])
 @pytest.mark.parametrize("context", [1, 2, 5])
-def test_bytes_of_spans_tile_the_text(tmp_path: Path, eod: Any, context: int) -> None:
+@pytest.mark.parametrize("block", [3, BLOCK])
+def test_bytes_of_spans_tile_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eod: Any, context: int, block: int
+) -> None:
     """Every document's spans are its text in pieces, also where they cut its characters."""
+    monkeypatch.setattr("ontogeny.order.spans.BLOCK", block)
     vocabulary = vocabulary_of(TEXTS)
     documents = [Document(str(number), text, "all") for number, text in enumerate(TEXTS)]
     store = open_store(
@@ -102,13 +106,6 @@ def test_bytes_of_spans_tile_the_text(tmp_path: Path, eod: Any, context: int) ->
             seen += 1
     assert seen > 15
     assert np.concatenate(covered).mean() > 0.9  # the windows leave out the end of the stream
-
-
-def test_bytes_of_long_beginnings_are_counted_in_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ontogeny.order.spans.BLOCK", 3)
-    test_bytes_of_spans_tile_the_text(tmp_path, "end", 5)
 
 
 def test_spans_of_an_original_pair(tmp_path: Path) -> None:

@@ -29,21 +29,10 @@ from spoiled import (
     faults,
     flip,
     forge,
-    grow_site,
     notes,
     payload_files,
 )
 from spoken import Type
-
-
-@pytest.fixture(scope="module")
-def grown_site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return grow_site(ground, tmp_path_factory.mktemp("verify") / "site")
-
-
-@pytest.fixture
-def site(grown_site: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(grown_site, tmp_path / "site"))
 
 
 @pytest.fixture
