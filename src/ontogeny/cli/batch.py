@@ -23,6 +23,15 @@ PREVIEW = 60  # characters of a row in the table
 EXCERPT = 1000  # characters of the one row that is shown as well
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 
+# What files of the originals do not say of themselves.
+VocabularyFile = Annotated[Path | None, typer.Option(help="A tokenizer.json, for files")]
+RowsPerUpdate = Annotated[
+    int | None, typer.Option(min=1, help="For files; Pythia's 1024 unless given")
+]
+ContextLength = Annotated[int | None, typer.Option(min=1, help="To order a pair")]
+Seed = Annotated[int | None, typer.Option(min=0, help="To order a pair")]
+Updates = Annotated[int | None, typer.Option(min=1, help="To order a pair")]
+
 
 @app.command()
 def batch(
@@ -40,13 +49,11 @@ def batch(
     tokens: Annotated[bool, typer.Option("--tokens", help="Show the ids")] = False,
     npy: Annotated[Path | None, typer.Option(help="Write the ids to this file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for every row")] = False,
-    vocabulary: Annotated[Path | None, typer.Option(help="A tokenizer.json, for files")] = None,
-    rows_per_update: Annotated[
-        int | None, typer.Option(min=1, help="For files; Pythia's 1024 unless given")
-    ] = None,
-    context_length: Annotated[int | None, typer.Option(min=1, help="To order a pair")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="To order a pair")] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="To order a pair")] = None,
+    vocabulary: VocabularyFile = None,
+    rows_per_update: RowsPerUpdate = None,
+    context_length: ContextLength = None,
+    seed: Seed = None,
+    updates: Updates = None,
 ) -> None:
     """Show what an update saw: tokens, text, and the documents they are from."""
     from ontogeny.order.spans import Spans

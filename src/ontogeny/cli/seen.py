@@ -14,6 +14,7 @@ import typer
 from rich.progress import Progress
 
 from ontogeny.cli.app import app, err, out, print_table
+from ontogeny.cli.batch import ContextLength, RowsPerUpdate, Seed, Updates, VocabularyFile
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,13 +32,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 Folder = Annotated[
     Path | None, typer.Option("--index", help="Where indexes are kept; default: beside their store")
 ]
-VocabularyFile = Annotated[Path | None, typer.Option(help="A tokenizer.json, for files")]
-RowsPerUpdate = Annotated[
-    int | None, typer.Option(min=1, help="For files; Pythia's 1024 unless given")
-]
-ContextLength = Annotated[int | None, typer.Option(min=1, help="To order a pair")]
-Seed = Annotated[int | None, typer.Option(min=0, help="To order a pair")]
-Updates = Annotated[int | None, typer.Option(min=1, help="To order a pair")]
 
 
 @app.command()
