@@ -46,7 +46,7 @@ def many_steps(
 
     During the updates of `spike` the learning rate is 20 times what it should be.
     """
-    order = ground.home / f"order-{num_updates}-{recipe}"
+    order = folder.parent / f"order-{num_updates}-{recipe}"
     store = open_store(ground.store)
     if not order.exists():
         form = OrderSettings(context_length=CONTEXT)
