@@ -48,9 +48,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
 
 
 @pytest.fixture(scope="session")
-def grown_site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ground with a finished run on it, never written to."""
-    return grow_site(ground, tmp_path_factory.mktemp("verify") / "site")
+def grown_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ground with a finished run on it, never written to."""
+    return grow_site(tmp_path_factory.mktemp("verify") / "site")
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from grown import Ground, begin, settings
+from grown import begin, prepare, settings
 from ontogeny.artifact import MANIFEST
 from ontogeny.digest import digest_bytes, digest_file, digest_json
 from ontogeny.errors import Fault
@@ -22,10 +21,9 @@ WEIGHTS = "model.safetensors"
 EMBEDDING = "gpt_neox.embed_in.weight"
 
 
-def grow_site(ground: Ground, home: Path) -> Path:
-    """A copy of the ground with a finished run on it, so that they may be moved together."""
-    shutil.copytree(ground.home, home)
-    site = Ground(home)
+def grow_site(home: Path) -> Path:
+    """A ground with a finished run on it, so that they may be moved together."""
+    site = prepare(home)
     train(begin(site, home / "run", settings()), site.batches(4))
     return home
 
