@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from grown import Ground, prepare
@@ -18,8 +19,9 @@ from ontogeny.cli.main import main
 from spoiled import grow_site
 from spoken import Said, Type
 
-# Small tensors gain nothing from threads, and on a busy machine lose fiftyfold by them. Read when
-# torch is first imported, so also by the processes that tests start.
+# Small tensors gain nothing from threads, and on a busy machine lose fiftyfold by them: here, and
+# in the processes that tests start.
+torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("ontogeny", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("ontogeny")

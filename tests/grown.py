@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ontogeny.artifact import open_artifact
 from ontogeny.config import build
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import build_order, open_order
+from ontogeny.results import UpdateMetrics
 from ontogeny.suite import OrderSettings, RunSettings, VocabularySettings
 from ontogeny.text.documents import Document, json_line
 from ontogeny.tokens.encode import encode
@@ -27,6 +28,20 @@ from ontogeny.training.run import Run, create_run
 
 CONTEXT = 16
 WORDS = ("the", "a", "river", "stone", "old", "small", "house", "door", "sees", "finds", "keeps")
+# A suite file, whose text is a folder beside it.
+SUITE = """name = "tiny"
+[text]
+path = "text"
+[vocabulary]
+size = 300
+[order]
+context_length = 32
+[training]
+tokens = 1024
+rows_per_update = 8
+[[members]]
+size = ["14m"]
+"""
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
@@ -123,3 +138,17 @@ def begin(ground: Ground, folder: Path, run_settings: RunSettings) -> Run:
     }
     files = {name: ground.vocabulary / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
     return create_run(folder, run_settings, inputs, tokenizer_files=files)
+
+
+class Enough(Exception):  # noqa: N818
+    """Raised by a sink: the process dies here, as far as the run can tell."""
+
+
+def stop_after(updates: int) -> Callable[[UpdateMetrics], None]:
+    """A sink that stops a run once so many updates are done."""
+
+    def sink(row: UpdateMetrics) -> None:
+        if row.update + 1 == updates:
+            raise Enough
+
+    return sink

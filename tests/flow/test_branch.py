@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from grown import CONTEXT, Ground, begin, documents, settings
+from grown import CONTEXT, Enough, Ground, begin, documents, settings, stop_after
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import drop_states, list_states
 from ontogeny.digest import digest_json
@@ -20,7 +19,7 @@ from ontogeny.errors import CheckpointError
 from ontogeny.order.batches import roll
 from ontogeny.order.plan import Order, open_order
 from ontogeny.questions.materials import open_materials
-from ontogeny.results import UpdateMetrics, read_metrics
+from ontogeny.results import read_metrics
 from ontogeny.stages.branch import begin_branch, plan_branch
 from ontogeny.stages.splices import read_spec
 from ontogeny.steps import list_steps, state_folder, step_folder
@@ -270,18 +269,6 @@ def test_the_arithmetic_of_a_kept_state_goes_along(
     words = ("branch", run.path, "--at", 8, "--splice", "identity", "--out", tmp_path / "branch")
     assert "step 8 was computed with another torch" in say(*words).err
     assert say(*words, "--other-bits").code == 0
-
-
-class Enough(Exception):  # noqa: N818
-    """Raised by a sink: the process dies here, as far as the run can tell."""
-
-
-def stop_after(updates: int) -> Callable[[UpdateMetrics], None]:
-    def sink(row: UpdateMetrics) -> None:
-        if row.update + 1 == updates:
-            raise Enough
-
-    return sink
 
 
 def test_a_killed_branch_goes_on(parent: Path, tmp_path: Path) -> None:

@@ -11,25 +11,11 @@ from pathlib import Path
 import pytest
 
 import ontogeny
-from grown import Ground, begin, settings
+from grown import SUITE, Ground, begin, settings
 from ontogeny.training.loop import train
 from spoken import Said, Type
 
 SUITES = Path(ontogeny.__file__).parent / "suites"
-SUITE = """
-name = "tiny"
-[text]
-path = "text"
-[vocabulary]
-size = 300
-[order]
-context_length = 32
-[training]
-tokens = 1024
-rows_per_update = 8
-[[members]]
-size = ["14m"]
-"""
 
 
 @pytest.fixture

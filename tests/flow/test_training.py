@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from grown import CONTEXT, Ground, begin, settings
+from grown import CONTEXT, Enough, Ground, begin, settings, stop_after
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import drop_states, list_states, load_checkpoint
 from ontogeny.config import build
@@ -32,18 +31,6 @@ from ontogeny.training.schedule import learning_rate
 
 NUM_UPDATES = 24
 STEPS = [0, 1, 2, 4, 8, 12, 16, 20, 24]
-
-
-class Enough(Exception):  # noqa: N818
-    """Raised by a sink: the process dies here, as far as the run can tell."""
-
-
-def stop_after(updates: int) -> Callable[[UpdateMetrics], None]:
-    def sink(row: UpdateMetrics) -> None:
-        if row.update + 1 == updates:
-            raise Enough
-
-    return sink
 
 
 def proof(run: Run) -> dict[int, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from grown import Ground, begin, documents, settings
+from grown import Enough, Ground, begin, documents, settings, stop_after
 from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.checkpoints.store import drop_states
 from ontogeny.cli.app import app
@@ -18,7 +18,6 @@ from ontogeny.config import build
 from ontogeny.errors import DataError
 from ontogeny.questions.subjects import Subject
 from ontogeny.questions.verify import verify
-from ontogeny.results import UpdateMetrics
 from ontogeny.steps import step_folder
 from ontogeny.suite import METRICS, RunSettings
 from ontogeny.training.loop import train
@@ -67,22 +66,13 @@ def test_a_run_without_what_it_was_made_from(run: Path, tmp_path: Path) -> None:
     assert len(faults(alone)) == 1
 
 
-class Enough(Exception):  # noqa: N818
-    """Raised by a sink: the run stops here."""
-
-
-def stop_at_update_13(row: UpdateMetrics) -> None:
-    if row.update == 13:
-        raise Enough
-
-
 def test_a_run_in_progress(site: Path) -> None:
     ground = Ground(site)
     unborn = begin(ground, site / "later", settings())
     assert faults(unborn.path) == []
     assert "in progress: step 0 of 24" in notes(unborn.path)
     with pytest.raises(Enough):
-        train(unborn, ground.batches(4), [stop_at_update_13])
+        train(unborn, ground.batches(4), [stop_after(14)])
     assert faults(unborn.path) == []
     assert "in progress: step 14 of 24" in notes(unborn.path)
     with (unborn.path / METRICS).open("a") as file:

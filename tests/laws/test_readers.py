@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grown import Ground, write_documents
+from grown import SUITE, Ground, write_documents
 from ontogeny.artifact import open_artifact
 from ontogeny.config import build, read_toml
 from ontogeny.errors import OntogenyError
@@ -53,19 +53,6 @@ num_layers = 2
 hidden_size = 16
 num_heads = 2
 learning_rate = 1e-2
-"""
-SUITE = """name = "tiny"
-[text]
-path = "text"
-[vocabulary]
-size = 300
-[order]
-context_length = 32
-[training]
-tokens = 1024
-rows_per_update = 8
-[[members]]
-size = ["14m"]
 """
 NEOX = """{ # batch size (trained on 2 gpus)
 "num-layers": 2, "hidden-size": 16, "num-attention-heads": 2, "seq-length": 8,
