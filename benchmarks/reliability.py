@@ -31,8 +31,7 @@ from ontogeny.artifact import faults, open_artifact
 from ontogeny.checkpoints.store import list_states, load_checkpoint
 from ontogeny.errors import CheckpointError, OntogenyError
 from ontogeny.results import UpdateMetrics
-from ontogeny.steps import list_steps, step_folder
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS, list_steps, step_folder
 from ontogeny.training.loop import train
 from ontogeny.training.replay import replay
 from ontogeny.training.run import Run

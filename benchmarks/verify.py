@@ -26,7 +26,8 @@ from ontogeny.config import build
 from ontogeny.model.neox import NeoX
 from ontogeny.questions.verify import verify
 from ontogeny.results import UpdateMetrics
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS
+from ontogeny.suite import RunSettings
 
 CHUNK = 1 << 20
 NO_ROWS = "0" * 64

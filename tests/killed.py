@@ -17,8 +17,8 @@ from grown import Ground, begin
 from ontogeny.artifact import faults, open_artifact
 from ontogeny.checkpoints.store import list_states, load_checkpoint
 from ontogeny.results import read_metrics
-from ontogeny.steps import STATES, STEPS, list_steps, step_folder
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS, STATES, STEPS, list_steps, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.training.loop import train
 from ontogeny.training.run import Run
 

@@ -29,6 +29,7 @@ ROOT_FILES = (
     "shape",
     "steps",
     "suite",
+    "record",
     "results",
 )
 ROOMS = {

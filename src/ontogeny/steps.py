@@ -15,6 +15,7 @@ from ontogeny.config import Settings
 from ontogeny.errors import ConfigError
 
 STEPS, STATES = "steps", "states"  # where a run keeps its checkpoints and full states
+METRICS = "metrics.jsonl"  # of a run, one line an update
 
 
 class RecipeChanges(Settings):

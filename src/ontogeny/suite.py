@@ -6,8 +6,6 @@ Not here: the steps that are kept (`steps.py`), running anything (`stages`).
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,13 +14,11 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ontogeny.config import Settings, build, nearest, read_toml, with_changes
-from ontogeny.digest import digest_json
-from ontogeny.errors import ConfigError
 from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads, padded
 from ontogeny.steps import BranchSettings, checkpoint_spacing, checkpoint_steps
 
 Init = Literal["small-wang", "normal"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 RecipeName = Literal["pythia", "sound"]
 Corpus = Literal["standard", "deduped"]
 
@@ -114,6 +110,8 @@ class TrainingSettings(Settings):
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Precision = "auto"
     threads: int = Field(default=1, ge=1)  # a rank; part of what makes equal bits
+    compile: bool = False  # by torch's compiler, which must be told before: other bits come out
+    reproducible: bool = True  # the same bits for any number of ranks
     num_linear: int = Field(default=12, ge=1)  # evenly spaced checkpoints
     full_state_every: int = Field(default=4, ge=1)  # of the evenly spaced ones; also first, last
     rolling_seconds: float = Field(default=60.0, gt=0)  # what a kill can cost at most
@@ -346,52 +344,3 @@ class RunFile(SharedSettings):
 def load_suite(path: Path, changes: list[str] | None = None) -> Suite:
     """Read a suite file and apply `key=value` changes. Raises ConfigError on the first fault."""
     return build(Suite, with_changes(read_toml(path), changes or []), path)
-
-
-class StageRecord(Settings):
-    """A finished stage: the artifact it made, and the seconds it took when it was made."""
-
-    name: str  # such as text, stores/standard, runs/2m-deduped, scores/2m-deduped
-    kind: str
-    path: str  # relative to the suite's folder
-    digest: str
-    seconds: float
-
-
-class Record(Settings):
-    """What a suite's folder holds: `suite.json`, written anew whenever a stage ends."""
-
-    suite: Suite
-    stages: tuple[StageRecord, ...]
-
-    def stage(self, name: str) -> StageRecord:
-        """The stage of that name. Raises ConfigError naming the nearest if there is none."""
-        for stage in self.stages:
-            if stage.name == name:
-                return stage
-        names = [stage.name for stage in self.stages]
-        raise ConfigError(f"no stage {name!r}", where=RECORD, fix=nearest(name, names))
-
-
-RECORD = "suite.json"
-METRICS = "metrics.jsonl"  # of a run, one line an update
-
-
-def write_record(home: Path, record: Record) -> None:
-    """Write the record of the suite in `home` with its own digest, whole or not at all."""
-    aside, values = home / f".{RECORD}.{os.getpid()}", record.resolved()
-    text = json.dumps({"digest": digest_json(values)} | values, indent=1, ensure_ascii=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(home / RECORD)
-
-
-def read_record(home: Path) -> Record:
-    """The record of the suite in `home`. Raises ConfigError if it is altered or there is none."""
-    path, fix = home / RECORD, "ontogeny run SUITE.toml --out"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("digest") != digest_json(values):
-            raise ConfigError("was altered", where=path, fix=f"remove it, then {fix} {home}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"not the folder of a suite ({error})", where=home, fix=fix) from error
-    return build(Record, values, path)

@@ -16,16 +16,9 @@ import numpy as np
 from ontogeny.artifact import Artifact, writing
 from ontogeny.config import build
 from ontogeny.digest import digest_json
+from ontogeny.record import Record, StageRecord, read_record, write_record
 from ontogeny.results import Score, UpdateMetrics, write_scores
-from ontogeny.suite import (
-    Member,
-    Record,
-    RunSettings,
-    StageRecord,
-    Suite,
-    read_record,
-    write_record,
-)
+from ontogeny.suite import Member, RunSettings, Suite
 
 SOURCES = ("books", "code", "encyclopedia", "legal", "manuals", "speeches")
 VOCABULARY = 4096

@@ -22,8 +22,7 @@ from ontogeny.questions.materials import open_materials
 from ontogeny.results import read_metrics
 from ontogeny.stages.branch import begin_branch, plan_branch
 from ontogeny.stages.splices import read_spec
-from ontogeny.steps import list_steps, state_folder, step_folder
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS, list_steps, state_folder, step_folder
 from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import open_store

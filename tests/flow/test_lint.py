@@ -24,8 +24,7 @@ from ontogeny.checkpoints.lint import lint_run
 from ontogeny.checkpoints.lint_folders import Finding, find_steps
 from ontogeny.checkpoints.lint_runs import Seeds, lint_together
 from ontogeny.results import read_metrics
-from ontogeny.steps import step_folder
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS, step_folder
 from spoken import Said, Type
 
 STEPS = [0, 1, 2, *range(4, 121, 4)]

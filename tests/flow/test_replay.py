@@ -25,8 +25,8 @@ from ontogeny.order.batches import Batches
 from ontogeny.questions.materials import open_materials
 from ontogeny.results import UpdateMetrics, parse_metrics
 from ontogeny.stages.plan import MemberPlan
-from ontogeny.steps import state_folder, step_folder
-from ontogeny.suite import METRICS, Member, RunSettings, SizeSettings
+from ontogeny.steps import METRICS, state_folder, step_folder
+from ontogeny.suite import Member, RunSettings, SizeSettings
 from ontogeny.training import machine
 from ontogeny.training.loop import train
 from ontogeny.training.replay import Replayed, replay

@@ -13,12 +13,13 @@ from report_suite import grow, rename_digest, suite
 
 from ontogeny.artifact import open_artifact, writing
 from ontogeny.errors import ConfigError, DataError, EvaluationError
+from ontogeny.record import Record, read_record, write_record
 from ontogeny.report import origins
 from ontogeny.report.evidence import gather
 from ontogeny.report.site import build_report
 from ontogeny.report.tables import summary_rows
 from ontogeny.results import Score, read_metrics, read_scores, write_scores
-from ontogeny.suite import PlantedSettings, Record, TextSettings, read_record, write_record
+from ontogeny.suite import PlantedSettings, TextSettings
 from ontogeny.text.corpus import build_text
 
 

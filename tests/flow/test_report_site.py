@@ -14,11 +14,12 @@ from report_suite import SOURCES, grow, rows_digest, suite
 
 from ontogeny.artifact import Artifact, faults, open_artifact
 from ontogeny.errors import DataError
+from ontogeny.record import Record, read_record
 from ontogeny.report.evidence import gather
 from ontogeny.report.site import build_report, report_inputs
 from ontogeny.report.tables import summary_rows
 from ontogeny.results import read_scores
-from ontogeny.suite import Record, load_suite, read_record
+from ontogeny.suite import load_suite
 from spoken import Type
 
 VOID = {"meta", "img"}

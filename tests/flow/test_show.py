@@ -13,8 +13,9 @@ from grown import CONTEXT, Ground, begin, settings
 from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.digest import digest_json
 from ontogeny.model.hf import load
+from ontogeny.record import Record, StageRecord, write_record
 from ontogeny.steps import step_folder
-from ontogeny.suite import Record, StageRecord, load_suite, write_record
+from ontogeny.suite import load_suite
 from ontogeny.training.loop import train
 from spoken import Type
 

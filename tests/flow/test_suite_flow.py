@@ -17,11 +17,12 @@ from grown import documents
 from ontogeny.artifact import open_artifact
 from ontogeny.cli.grow import report
 from ontogeny.errors import ConfigError, EvaluationError, TrainingError
+from ontogeny.record import Record, read_record
 from ontogeny.results import read_scores
 from ontogeny.stages.graph import Growth
 from ontogeny.stages.lanes import Report
 from ontogeny.steps import list_steps
-from ontogeny.suite import Record, load_suite, read_record
+from ontogeny.suite import load_suite
 
 pytestmark = pytest.mark.slow
 

@@ -21,8 +21,8 @@ from ontogeny.errors import CheckpointError, ConfigError, OrderError, Stopped, T
 from ontogeny.model.init import initial_model
 from ontogeny.order.batches import roll
 from ontogeny.results import UpdateMetrics, read_metrics
-from ontogeny.steps import list_steps, step_folder
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS, list_steps, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.training.loop import train
 from ontogeny.training.metrics import tensorboard_sink
 from ontogeny.training.optimizer import AdamW

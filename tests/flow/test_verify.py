@@ -16,8 +16,7 @@ from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.digest import digest_json
 from ontogeny.questions.verify import verify
 from ontogeny.results import read_metrics
-from ontogeny.steps import step_folder
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS, step_folder
 from ontogeny.training.loop import train
 from spoiled import (
     EMBEDDING,

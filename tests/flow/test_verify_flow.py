@@ -18,8 +18,8 @@ from ontogeny.config import build
 from ontogeny.errors import DataError
 from ontogeny.questions.subjects import Subject
 from ontogeny.questions.verify import verify
-from ontogeny.steps import step_folder
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.training.loop import train
 from served import serving
 from spoiled import (

@@ -29,10 +29,11 @@ from ontogeny.model import hf
 from ontogeny.model.init import initial_model
 from ontogeny.model.pickled import read_pickled
 from ontogeny.order.plan import load_array
+from ontogeny.record import Record, StageRecord, read_record, write_record
 from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores, write_scores
 from ontogeny.shape import Shape
 from ontogeny.stages.neox_yaml import read_neox_yaml
-from ontogeny.suite import Record, RunFile, StageRecord, load_suite, read_record, write_record
+from ontogeny.suite import RunFile, load_suite
 from ontogeny.text.documents import Document, read_documents
 from ontogeny.tokens.store import HEADER, MAGIC, Store
 from ontogeny.tokens.vocabulary import load_vocabulary

@@ -12,18 +12,10 @@ from hypothesis import strategies as st
 
 from ontogeny.config import build
 from ontogeny.errors import ConfigError
+from ontogeny.record import Record, StageRecord, read_record, write_record
 from ontogeny.shape import SIZES
 from ontogeny.steps import checkpoint_spacing, checkpoint_steps
-from ontogeny.suite import (
-    Record,
-    RunFile,
-    RunSettings,
-    StageRecord,
-    Suite,
-    load_suite,
-    read_record,
-    write_record,
-)
+from ontogeny.suite import RunFile, RunSettings, Suite, load_suite
 
 SUITES = Path(__file__).parents[2] / "suites"
 # fmt: off

@@ -14,9 +14,10 @@ from ontogeny.model.neox import NeoX
 from ontogeny.questions.materials import open_materials
 from ontogeny.questions.seen import Memory
 from ontogeny.questions.sources import open_source
+from ontogeny.record import Record, read_record
 from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
-from ontogeny.steps import list_steps, step_folder
-from ontogeny.suite import METRICS, Record, RunSettings, read_record
+from ontogeny.steps import METRICS, list_steps, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.tokens.store import DocumentStore, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 from ontogeny.training.replay import replay

@@ -22,8 +22,7 @@ from ontogeny.order.seen import History, Seen
 from ontogeny.order.trace import trace
 from ontogeny.questions.sources import Source
 from ontogeny.ranges import is_remote
-from ontogeny.steps import checkpoint_steps, list_steps, step_folder
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS, checkpoint_steps, list_steps, step_folder
 from ontogeny.tokens.forms import Forms, require_unicode
 from ontogeny.tokens.ranged import open_pair
 from ontogeny.tokens.store import DocumentStore, Store, open_store

@@ -16,8 +16,9 @@ from ontogeny.checkpoints.store import list_states
 from ontogeny.checkpoints.verify import recorded_tensors
 from ontogeny.config import build
 from ontogeny.errors import DataError, OntogenyError
-from ontogeny.steps import list_steps
-from ontogeny.suite import METRICS, RECORD, RunSettings, read_record
+from ontogeny.record import RECORD, read_record
+from ontogeny.steps import METRICS, list_steps
+from ontogeny.suite import RunSettings
 from ontogeny.training.metrics import whole_rows
 
 DEPTH = 3  # names of a setting or fact that are joined; what lies deeper is only counted

@@ -23,8 +23,8 @@ from ontogeny.errors import CheckpointError, Fault, MissingInputError, OntogenyE
 from ontogeny.order.batches import Batches, roll
 from ontogeny.questions.materials import open_materials
 from ontogeny.results import parse_metrics
-from ontogeny.steps import STATES, STEPS, list_steps, state_folder, step_folder
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS, STATES, STEPS, list_steps, state_folder, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.training.run import LOCK
 
 Job = Callable[[], Iterable[Fault]]

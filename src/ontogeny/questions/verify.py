@@ -18,7 +18,7 @@ from ontogeny.config import nearest
 from ontogeny.errors import CheckpointError, DataError, Fault, OntogenyError
 from ontogeny.questions.subjects import AGAIN, DAMAGED, Job, Subject, artifact_subjects
 from ontogeny.ranges import open_ranges
-from ontogeny.suite import RECORD, Record, read_record
+from ontogeny.record import RECORD, Record, read_record
 
 Watch = Callable[[int, int], None]  # how many jobs are done, and of how many
 DEPTH = 3  # folders down in which artifacts are looked for

@@ -16,9 +16,10 @@ from pathlib import Path
 from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
+from ontogeny.record import Record, StageRecord, read_record
 from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
-from ontogeny.steps import step_folder
-from ontogeny.suite import METRICS, Member, Record, RunSettings, StageRecord, read_record
+from ontogeny.steps import METRICS, step_folder
+from ontogeny.suite import Member, RunSettings
 
 Measure = tuple[str, str]  # task and metric
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.artifact import Artifact, writing
+from ontogeny.record import Record
 from ontogeny.report import figures, origins, tables
 from ontogeny.report.control import compare, finding
 from ontogeny.report.evidence import Evidence, gather
 from ontogeny.report.page import Html, document, element, figure, link, paragraph, table, text
 from ontogeny.report.tables import Table
-from ontogeny.suite import Record
 
 Show = Callable[[Table], Html]
 

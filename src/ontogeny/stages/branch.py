@@ -18,8 +18,8 @@ from ontogeny.order.batches import Batches
 from ontogeny.order.splice import Stretch, open_windows
 from ontogeny.questions.materials import Materials, batches_of, open_materials
 from ontogeny.stages.splices import OtherStore, Spec, make_splice
-from ontogeny.steps import list_steps, step_folder
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS, list_steps, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.tokens.vocabulary import TOKENIZER, TOKENIZER_CONFIG
 from ontogeny.training import machine
 from ontogeny.training.metrics import whole_lines

@@ -18,18 +18,10 @@ from ontogeny.artifact import Artifact, Input, keyed, open_artifact
 from ontogeny.errors import DataError
 from ontogeny.evaluation.sweep import held_out_tasks
 from ontogeny.order.plan import build_order, order_config
+from ontogeny.record import RECORD, Record, StageRecord, read_record, write_record
 from ontogeny.report.site import build_report, report_config, report_inputs
 from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, scores_folder
-from ontogeny.suite import (
-    RECORD,
-    Member,
-    Record,
-    RunSettings,
-    StageRecord,
-    Suite,
-    read_record,
-    write_record,
-)
+from ontogeny.suite import Member, RunSettings, Suite
 from ontogeny.text.corpus import build_text, corpus_file, text_inputs
 from ontogeny.text.documents import read_documents
 from ontogeny.tokens.encode import encode

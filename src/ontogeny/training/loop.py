@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ontogeny.checkpoints.store import drop_states, list_states, save_checkpoint, save_state
 from ontogeny.errors import CheckpointError, Stopped
 from ontogeny.order.batches import Batches
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS
 from ontogeny.training import machine
 from ontogeny.training.metrics import MetricsFile, Sink
 from ontogeny.training.run import Run, Start, locked

@@ -28,7 +28,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resolve_precision(precision: Precision) -> Literal["bf16", "fp32"]:
+def resolve_precision(precision: Precision) -> Literal["bf16", "fp16", "fp32"]:
     """What `auto` means here: bfloat16 where the hardware multiplies in it, else float32."""
     if precision == "auto":
         return "bf16" if multiplies_bf16() else "fp32"

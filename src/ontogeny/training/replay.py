@@ -29,8 +29,7 @@ from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches
 from ontogeny.results import UpdateMetrics
-from ontogeny.steps import list_steps, state_folder, step_folder
-from ontogeny.suite import METRICS
+from ontogeny.steps import METRICS, list_steps, state_folder, step_folder
 from ontogeny.training import machine
 from ontogeny.training.metrics import Sink, whole_rows
 from ontogeny.training.optimizer import AdamW

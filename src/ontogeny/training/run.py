@@ -23,8 +23,8 @@ from ontogeny.digest import SHORT
 from ontogeny.errors import CheckpointError
 from ontogeny.model.init import initial_model
 from ontogeny.model.neox import NeoX
-from ontogeny.steps import list_steps, step_folder
-from ontogeny.suite import METRICS, RunSettings
+from ontogeny.steps import METRICS, list_steps, step_folder
+from ontogeny.suite import RunSettings
 from ontogeny.training.metrics import whole_lines
 
 LOCK = ".lock"
