@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from ontogeny.errors import ConfigError
+from ontogeny.model.kernels.load import features
 from ontogeny.model.neox import DTYPES
 from ontogeny.suite import Precision
 
@@ -70,8 +71,8 @@ def bits() -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "bf16_instructions": multiplies_bf16(),
         "threads": torch.get_num_threads(),
-        "compile": False,  # nothing is compiled here, and no kernel is ours
-        "extensions": [],
+        "compile": False,  # nothing is compiled here
+        "extensions": features(),
     }
 
 
