@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ontogeny.model.attention import rotate
 from ontogeny.model.init import initial_model
-from ontogeny.model.neox import NeoX, rotary_tables, rotate
+from ontogeny.model.neox import NeoX, rotary_tables
 from ontogeny.shape import Shape
 
 BASE: dict[str, Any] = {

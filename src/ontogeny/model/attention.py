@@ -1,15 +1,17 @@
-"""Causal scaled-dot-product attention.
+"""Causal scaled-dot-product attention of queries and keys that are rotated by their place.
 
-On accelerators torch's flash attention. On CPUs, whose kernel for it is several times slower than
-their matrix products, blocks of queries against the keys they may see, as plain products, with
-the probabilities recomputed in the backward pass (Dao et al. 2022 without the online softmax,
-which only matters when a block's scores do not fit in cache).
+On CPUs that multiply in bfloat16, a kernel (`kernels/attention.c`) that rotates as it reads. On
+other CPUs and in other dtypes, as torch's own is several times slower there than its matrix
+products: blocks of queries against the keys they may see, as plain products, with the
+probabilities recomputed in the backward pass (Dao et al. 2022 without the online softmax, which
+only matters when a block's scores do not fit in cache). On accelerators torch's flash attention.
 
-Shapes: B batch, H heads, T time, D head size.
+Shapes: B batch, T time, H heads, D head size, R rotary size.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,14 +20,111 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ontogeny.model.kernels.load import has, library
+
 BLOCK = 128  # queries at a time: small wastes little above the diagonal, large multiplies faster
+KERNEL_HEADS = range(16, 257, 16)  # the head sizes the kernel takes
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax of q k^T / sqrt(D) over the past and present, times v; all [B, H, T, D]."""
-    if q.device.type == "cpu":
-        return BlockedAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+def causal_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Softmax of q k^T / sqrt(D) over the past and present, times v: [B, T, H, D].
+
+    qkv is [B, T, H, 3D], a head's query, key and value side by side; the tables are [T, R], in
+    the same dtype.
+    """
+    if is_for_kernel(qkv):
+        return KernelAttention.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
+    q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D] each
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if qkv.device.type == "cpu":
+        out = BlockedAttention.apply(q, k, v)  # type: ignore[no-untyped-call]
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first R of the last dimension of x [B, H, T, D] in planes (j, j + R/2)."""
+    size = cos.shape[-1]
+    first, second = x[..., : size // 2], x[..., size // 2 : size]
+    turned = torch.cat((-second, first), dim=-1)
+    return torch.cat((x[..., :size] * cos + turned * sin, x[..., size:]), dim=-1)
+
+
+def is_for_kernel(qkv: Tensor) -> bool:
+    """Whether the kernel computes this: bfloat16 on a CPU that has it, and a head size it knows."""
+    return (
+        qkv.device.type == "cpu"
+        and qkv.dtype == torch.bfloat16
+        and qkv.shape[-1] // 3 in KERNEL_HEADS
+        and has("attention")
+    )
+
+
+class KernelAttention(torch.autograd.Function):
+    """Keeps qkv, the output and two numbers a query for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        out, statistics = torch.ops.ontogeny.attention(qkv, cos, sin)
+        ctx.save_for_backward(qkv, cos, sin, out, statistics)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return torch.ops.ontogeny.attention_backward(*ctx.saved_tensors, grad), None, None
+
+
+def kernel_forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The output [B, T, H, D], and the highest score and log of the sum of each query's weights."""
+    inputs = [part.contiguous() for part in (qkv, cos, sin)]
+    out, statistics = empty_results(qkv, cos, sin)
+    call("attention_forward", inputs, [out, statistics])
+    return out, statistics
+
+
+def kernel_backward(
+    qkv: Tensor, cos: Tensor, sin: Tensor, out: Tensor, statistics: Tensor, grad: Tensor
+) -> Tensor:
+    """The gradient of qkv, from what the forward pass read and made."""
+    inputs = [part.contiguous() for part in (qkv, cos, sin)]
+    d_qkv = torch.empty_like(inputs[0])
+    call("attention_backward", inputs, [out, statistics, grad.contiguous(), d_qkv])
+    return d_qkv
+
+
+def empty_results(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """What the forward pass fills: its output, and float32 [B, H, 2, T]."""
+    batch, time, heads, size = qkv.shape
+    statistics = qkv.new_empty(batch, heads, 2, time, dtype=torch.float32)
+    return qkv.new_empty(batch, time, heads, size // 3), statistics
+
+
+def call(name: str, inputs: list[Tensor], others: list[Tensor]) -> None:
+    """Call a kernel on contiguous tensors, with as many threads as torch uses."""
+    batch, time, heads, size = inputs[0].shape
+    shape = (ctypes.c_long * 5)(batch, time, heads, size // 3, inputs[1].shape[1])
+    pointers = [ctypes.c_void_p(part.data_ptr()) for part in (*inputs, *others)]
+    function = getattr(library(), name)
+    if function(*pointers[:3], shape, *pointers[3:], torch.get_num_threads()):
+        raise MemoryError(f"no memory for {name} of {tuple(inputs[0].shape)}")
+
+
+# Operators of torch, so that its compiler and its tensors without memory know them.
+OPERATORS = torch.library.Library("ontogeny", "FRAGMENT")
+OPERATORS.define("attention(Tensor qkv, Tensor cos, Tensor sin) -> (Tensor, Tensor)")
+OPERATORS.define(
+    "attention_backward(Tensor qkv, Tensor cos, Tensor sin, Tensor out, Tensor statistics,"
+    " Tensor grad) -> Tensor"
+)
+OPERATORS.impl("attention", kernel_forward, "CPU")
+OPERATORS.impl("attention_backward", kernel_backward, "CPU")
+torch.library.register_fake("ontogeny::attention", empty_results, lib=OPERATORS)
+torch.library.register_fake(
+    "ontogeny::attention_backward",
+    lambda qkv, *others: torch.empty_like(qkv, memory_format=torch.contiguous_format),
+    lib=OPERATORS,
+)
 
 
 class BlockedAttention(torch.autograd.Function):

@@ -50,16 +50,13 @@ class Attention(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.num_heads = shape.num_heads
+        self.head_size = shape.head_size
         self.query_key_value = Linear(shape.hidden_size, 3 * shape.hidden_size)
         self.dense = Linear(shape.hidden_size, shape.hidden_size)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        qkv = self.query_key_value(x).unflatten(-1, (self.num_heads, -1))  # [B, T, H, 3D]
-        q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D] each
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        heads = causal_attention(q, k, v).transpose(1, 2)  # [B, T, H, D]
-        return self.dense(heads.flatten(2))
+        qkv = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_size))  # [B, T, H, 3D]
+        return self.dense(causal_attention(qkv, cos, sin).flatten(2))
 
 
 class MLP(nn.Module):
@@ -130,11 +127,3 @@ def rotary_tables(
     positions = torch.arange(time, device=device).to(rounded)
     angles = (positions[:, None] * frequencies).repeat(1, 2).float()
     return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first R of the last dimension of x [B, H, T, D] in planes (j, j + R/2)."""
-    size = cos.shape[-1]
-    first, second = x[..., : size // 2], x[..., size // 2 : size]
-    turned = torch.cat((-second, first), dim=-1)
-    return torch.cat((x[..., :size] * cos + turned * sin, x[..., size:]), dim=-1)
