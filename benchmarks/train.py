@@ -83,8 +83,10 @@ def ours(case: Case, who: str, dtype: Any) -> Callable[[Any], float]:
     from ontogeny.model.init import initial_model
     from ontogeny.suite import RunSettings
     from ontogeny.training import machine
+    from ontogeny.training.objective import Objective
     from ontogeny.training.optimizer import AdamW
-    from ontogeny.training.update import accumulate
+    from ontogeny.training.ranks import ALONE
+    from ontogeny.training.update import accumulate, gradient_norm
 
     machine.keep_freed_memory()
     shape = {name: value for name, value in vars(case).items() if name != "rows"}
@@ -98,14 +100,13 @@ def ours(case: Case, who: str, dtype: Any) -> Callable[[Any], float]:
               "init_seed": 0, "training": training}  # fmt: skip
     settings = build(RunSettings, values, "benchmark")
     model = initial_model(settings.shape, "small-wang", 0)
-    optimizer = AdamW(model, settings)
-    optimizer.set_rate(1e-3)
+    objective, optimizer = Objective(model), AdamW(model, settings)
 
     def step(batch: Any) -> float:
-        loss = accumulate(model, batch, settings)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        loss, gradients = accumulate(objective, batch, settings, ALONE)
+        norm = gradient_norm(model, gradients, ALONE)
+        torch._foreach_mul_(list(gradients.values()), min(1.0, 1 / (norm + 1e-6)))
+        optimizer.step(gradients, 1e-3)
         return loss
 
     return step

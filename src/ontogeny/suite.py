@@ -182,6 +182,12 @@ class RunSettings(Settings):
         return self.training.rows_per_update * self.shape.context_length
 
     @property
+    def num_leaves(self) -> int:
+        """Micro batches an update, whose gradients are added."""
+        training = self.training
+        return training.rows_per_update // (training.micro_batch_rows or training.rows_per_update)
+
+    @property
     def steps(self) -> list[int]:
         """The steps a checkpoint is kept of; a branch begins with one."""
         counted = checkpoint_steps(self.num_updates - self.origin, self.training.num_linear)
@@ -210,6 +216,12 @@ class RunSettings(Settings):
         rows, micro = self.training.rows_per_update, self.training.micro_batch_rows
         if micro is not None and rows % micro:
             raise ValueError(f"micro_batch_rows {micro} does not divide rows_per_update {rows}")
+        if self.training.reproducible and self.num_leaves.bit_count() > 1:
+            raise ValueError(
+                f"{self.num_leaves} micro batches an update are no power of two, as a sum that is "
+                "the same on any number of ranks needs; choose another micro_batch_rows, or "
+                "reproducible = false"
+            )
         if self.num_updates <= self.first_step:
             raise ValueError(
                 f"training.tokens {self.training.tokens} is less than one update of "

@@ -306,10 +306,8 @@ def test_the_pythia_recipe_moves_nothing_first(ground: Ground, tmp_path: Path) -
 def test_the_optimizer_comes_back(ground: Ground) -> None:
     model = initial_model(settings().shape, "small-wang", 0)
     optimizer = AdamW(model, settings())
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.set_rate(1e-3)
-    optimizer.step()
+    gradients = {name: torch.ones_like(one) for name, one in model.named_parameters()}
+    optimizer.step(gradients, 1e-3)
     state = {name: tensor.clone() for name, tensor in optimizer.named_state().items()}
     fresh = AdamW(model, settings())
     fresh.restore(state)

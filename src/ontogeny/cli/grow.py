@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,27 +60,49 @@ def train(
     run_file: Annotated[Path, typer.Argument(help="A run file: a size and the store to train on")],
     folder: Annotated[Path, typer.Option("--out", help="The folder of the run")],
     changes: Changes = None,
+    num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="Processes that share it")] = 1,
+    tensor: Annotated[
+        int, typer.Option("--tensor-parallel", min=1, help="Ranks that share each matrix")
+    ] = 1,
+    shard: Annotated[
+        Literal["optimizer", "all"], typer.Option(help="What each rank holds only a part of")
+    ] = "optimizer",
+    recompute: Annotated[
+        bool, typer.Option(help="Forget activations, compute them again going backward")
+    ] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars too")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to W&B too")] = None,
     other_bits: OtherBits = False,
 ) -> None:
-    """Train a single run, or go on with it."""
+    """Train a single run, or go on with it; with --ranks, or under torchrun, by several ranks."""
     from ontogeny.stages.single import begin_single
     from ontogeny.training import metrics
+    from ontogeny.training.launch import launch, num_started
+    from ontogeny.training.layout import Layout, require_layout
     from ontogeny.training.loop import train as train_run
+    from ontogeny.training.ranks import joined
 
     values = with_changes(read_toml(run_file), changes or [])
     single = build(RunFile, values, run_file)
-    begun, batches = begin_single(single, run_file.parent, folder)
-    settings = begun.settings
-    if not begun.is_finished:
-        sinks = [metrics.tensorboard_sink(folder / "tensorboard")] if tensorboard else []
-        if wandb is not None:
-            sinks.append(metrics.wandb_sink(wandb, settings.member, settings.resolved()))
-        with bars() as progress:
-            sinks.append(update_bar(progress, settings))
-            train_run(begun, batches, sinks, other_bits=other_bits)
-    out.print(f"{folder}: step {settings.num_updates} of {settings.num_updates}")
+    number = num_started() or num_ranks
+    layout = Layout(number // tensor or 1, tensor, shard, recompute)
+    if number > 1 and not num_started():
+        run, _ = begin_single(single, run_file.parent, folder)
+        require_layout(layout, run.settings)
+        launch(sys.argv[1:], number)
+        return
+    with joined(layout) as ranks, ExitStack() as shown:
+        run, batches = ranks.first(lambda: begin_single(single, run_file.parent, folder))
+        settings, sinks = run.settings, []
+        if ranks.is_first and not run.is_finished:
+            sinks = [metrics.tensorboard_sink(folder / "tensorboard")] if tensorboard else []
+            if wandb is not None:
+                sinks.append(metrics.wandb_sink(wandb, settings.member, settings.resolved()))
+            sinks.append(update_bar(shown.enter_context(bars()), settings))
+        if not run.is_finished:
+            train_run(run, batches, sinks, ranks=ranks, other_bits=other_bits)
+    if ranks.is_first:
+        out.print(f"{folder}: step {settings.num_updates} of {settings.num_updates}")
 
 
 @app.command()

@@ -23,6 +23,7 @@ from ontogeny.suite import RunSettings
 from ontogeny.tokens.vocabulary import TOKENIZER, TOKENIZER_CONFIG
 from ontogeny.training import machine
 from ontogeny.training.metrics import whole_lines
+from ontogeny.training.ranks import ALONE
 from ontogeny.training.replay import replay
 from ontogeny.training.run import Run, Start, create_run, locked
 
@@ -154,5 +155,7 @@ def _state(parent: Materials, step: int) -> Start:
     if step in list_states(parent.run.path):
         return parent.run.saved(step)
     found = replay(parent.run, parent.batches, step)
-    with machine.threads(parent.run.settings.training.threads):
-        return Start(found.model, found.optimizer.named_state(), found.progress, machine.bits())
+    settings = parent.run.settings
+    with machine.threads(settings.training.threads):
+        bits = ALONE.bits(settings)
+    return Start(found.model, found.optimizer.named_state(), found.progress, bits)

@@ -1,7 +1,7 @@
 """The loop: update, observe, save, and go on where a run was stopped.
 
 Where it stops and goes on again leaves no trace in the weights. Not here: what an update does
-(`update.py`), evaluation (a separate reader of the checkpoints), ranks.
+(`update.py`), evaluation (a separate reader of the checkpoints).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ontogeny.checkpoints.store import drop_states, list_states, save_checkpoint, save_state
@@ -17,17 +17,26 @@ from ontogeny.errors import CheckpointError, Stopped
 from ontogeny.order.batches import Batches
 from ontogeny.steps import METRICS
 from ontogeny.training import machine
+from ontogeny.training.layout import require_layout
 from ontogeny.training.metrics import MetricsFile, Sink
+from ontogeny.training.parts import whole, whole_model
+from ontogeny.training.ranks import ALONE, Ranks
 from ontogeny.training.run import Run, Start, locked
 from ontogeny.training.update import State, require_fit, resumed, take_update
 
 
 def train(
-    run: Run, batches: Batches, sinks: Sequence[Sink] = (), *, other_bits: bool = False
+    run: Run,
+    batches: Batches,
+    sinks: Sequence[Sink] = (),
+    *,
+    ranks: Ranks = ALONE,
+    other_bits: bool = False,
 ) -> None:
-    """Take a run from where it stands to its last step.
+    """Take a run from where it stands to its last step; to be called by all ranks.
 
-    `other_bits` lets it go on from a state that was computed with other arithmetic.
+    The first of them alone writes and feeds the sinks. `other_bits` lets the run go on from a
+    state that was computed with other arithmetic.
 
     Raises OrderError or ConfigError when run and batches do not fit, TrainingError when the loss is
     not finite, Stopped at SIGINT or SIGTERM once the state is saved, and CheckpointError when the
@@ -35,37 +44,48 @@ def train(
     """
     settings = run.settings
     require_fit(run, batches)
+    require_layout(ranks.layout, settings)
     machine.keep_freed_memory()
-    with locked(run.path), machine.threads(settings.training.threads), stop_signals() as stop:
+    with ExitStack() as stack:
+        if ranks.is_first:
+            stack.enter_context(locked(run.path))
+        stack.enter_context(machine.threads(settings.training.threads))
+        stop = stack.enter_context(stop_signals())
         start = run.start(batches.start)
         if not other_bits:
-            require_same_bits(run, start)
-        state = resumed(run, start)
+            require_same_bits(run, start, ranks)
+        state = resumed(run, start, ranks)
         saver = Saver(run, state)
-        with MetricsFile(run.path / METRICS, state.progress.step) as metrics:
-            saver.save()
-            while state.progress.step < settings.num_updates:
-                row = take_update(run, batches, state)
+        metrics = None
+        if ranks.is_first:
+            metrics = stack.enter_context(MetricsFile(run.path / METRICS, state.progress.step))
+        saver.save()
+        while state.progress.step < settings.num_updates:
+            row = take_update(run, batches, state)
+            if metrics is not None:
                 metrics.write(row)
                 for sink in sinks:
                     sink(row)
-                if saver.is_due() or stop.number:
+            leaving, rolling = ranks.any(bool(stop.number), saver.rolling_is_due())
+            if saver.is_kept or rolling or leaving:
+                if metrics is not None:
                     metrics.sync()
-                    saver.save(leaving=bool(stop.number))
-                if stop.number and state.progress.step < settings.num_updates:
-                    raise Stopped(state.progress.step, stop.number)
-            saver.clean()
+                saver.save(with_state=rolling or leaving)
+            if leaving and state.progress.step < settings.num_updates:
+                raise Stopped(state.progress.step, stop.number or signal.SIGTERM)
+        saver.clean()
 
 
-def require_same_bits(run: Run, start: Start) -> None:
+def require_same_bits(run: Run, start: Start, ranks: Ranks) -> None:
     """Refuse to go on with another torch, processor or number of threads: other bits would come."""
-    name = machine.differing(start.bits)
+    here = ranks.bits(run.settings)
+    name = machine.differing(start.bits, here)
     if name is not None:
         raise CheckpointError(
             f"step {start.progress.step} was computed with another {name}",
             where=run.path,
             expected=start.bits[name],
-            found=machine.bits().get(name),
+            found=here.get(name),
             fix="that one again, or --other-bits to go on all the same (it is recorded)",
         )
 
@@ -81,32 +101,42 @@ class Saver:
     def __post_init__(self) -> None:
         self.saved_at = time.monotonic()
 
-    def is_due(self) -> bool:
-        """Whether there is something to save after the updates done."""
-        return self.state.progress.step in self.run.settings.steps or self._rolling_is_due()
+    @property
+    def is_kept(self) -> bool:
+        """Whether a checkpoint is kept of the step the run is at."""
+        return self.state.progress.step in self.run.settings.steps
 
-    def save(self, leaving: bool = False) -> None:
-        """Save what is due; a full state in any case when the run is leaving.
+    def save(self, with_state: bool = False) -> None:
+        """Save what the settings keep of the step; a full state in any case if asked to.
 
-        The checkpoint comes last: once a run's last checkpoint is there, all of the run is.
+        The checkpoint comes last: once a run's last checkpoint is there, all of the run is. To be
+        called by all ranks, of which the first writes.
         """
         run, state, step = self.run, self.state, self.state.progress.step
-        is_kept = step in run.settings.steps
-        provenance = {"bits": machine.bits()}
-        if step in run.settings.full_state_steps or leaving or self._rolling_is_due():
+        provenance = {
+            "bits": state.ranks.bits(run.settings),
+            "layout": state.ranks.layout.as_json(),
+        }
+        is_full = step in run.settings.full_state_steps or with_state
+        model, moments = whole_model(state.model), {}
+        if is_full:
+            moments = {name: whole(one) for name, one in state.optimizer.named_state().items()}
+            self.saved_at = time.monotonic()
+        if not state.ranks.is_first:
+            return
+        if is_full:
             save_state(
                 run.artifact,
-                state.model,
-                state.optimizer.named_state(),
+                model,
+                moments,
                 state.progress,
-                with_weights=not is_kept,
+                with_weights=not self.is_kept,
                 provenance=provenance,
             )
-            self.saved_at = time.monotonic()
-        if is_kept:
+        if self.is_kept:
             save_checkpoint(
                 run.artifact,
-                state.model,
+                model,
                 state.progress,
                 parent=run.parent_of(step),
                 provenance=provenance,
@@ -115,9 +145,11 @@ class Saver:
 
     def clean(self) -> None:
         """Remove the rolling state: the run is at its end."""
-        drop_states(self.run.path, self.run.settings.full_state_steps)
+        if self.state.ranks.is_first:
+            drop_states(self.run.path, self.run.settings.full_state_steps)
 
-    def _rolling_is_due(self) -> bool:
+    def rolling_is_due(self) -> bool:
+        """Whether it is time for another full state, to go on from after a kill."""
         elapsed = time.monotonic() - self.saved_at
         return elapsed >= self.run.settings.training.rolling_seconds
 

@@ -76,9 +76,8 @@ def bits() -> dict[str, Any]:
     }
 
 
-def differing(recorded: Mapping[str, object]) -> str | None:
+def differing(recorded: Mapping[str, object], here: Mapping[str, object]) -> str | None:
     """The first recorded thing that is not so here; None where the bits will be the same."""
-    here = bits()
     return next((name for name, value in recorded.items() if here.get(name) != value), None)
 
 

@@ -1,4 +1,4 @@
-"""AdamW with the original's groups, and its state by parameter name.
+"""AdamW with the original's groups, over this rank's part of every parameter.
 
 Weight decay on every matrix, both embeddings included; none on biases and norms.
 Source: gpt-neox v1.0 (`get_params_for_weight_decay_optimization`, fused Adam of its engine).
@@ -9,59 +9,107 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from ontogeny.errors import CheckpointError
 from ontogeny.model.neox import NeoX
 from ontogeny.suite import RECIPES, RunSettings
+from ontogeny.training.parts import like, own, own_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+WIDTH = 16  # numbers torch's kernel updates at once; what is left over it rounds otherwise
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's fused AdamW over the two groups of a model."""
+class AdamW:
+    """torch's fused AdamW; what it makes of a number does not depend on how the tensor is cut."""
 
     def __init__(self, model: NeoX, settings: RunSettings) -> None:
-        training = settings.training
-        matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-        groups = [
-            {"params": matrices, "weight_decay": training.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        betas = (training.beta1, training.beta2)
-        super().__init__(groups, lr=0.0, betas=betas, eps=training.epsilon, fused=True)
-        self._names = {parameter: name for name, parameter in model.named_parameters()}
-        counted = RECIPES[settings.recipe].optimizer_counts_from
-        for parameter in self._names:
-            self.state[parameter] = {
-                "step": torch.tensor(float(counted), device=parameter.device),
-                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
-            }
+        self._training = settings.training
+        self._parameters = dict(model.named_parameters())
+        counted = float(RECIPES[settings.recipe].optimizer_counts_from)
+        self._slots = {
+            name: Slot(own(parameter.detach()), counted)
+            for name, parameter in self._parameters.items()
+        }
 
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the next update."""
-        for group in self.param_groups:
-            group["lr"] = rate
+    def step(self, gradients: Mapping[str, Tensor], rate: float) -> None:
+        """Move this rank's part of the parameters by its part of the gradients, at a rate."""
+        training = self._training
+        for is_matrix in (True, False):
+            slots = {
+                name: self._slots[name]
+                for name, parameter in self._parameters.items()
+                if (parameter.ndim > 1) is is_matrix
+            }
+            parameters = [padded(slot.parameter) for slot in slots.values()]
+            adamw(
+                parameters,
+                [padded(gradients[name]) for name in slots],
+                [slot.moments["exp_avg"] for slot in slots.values()],
+                [slot.moments["exp_avg_sq"] for slot in slots.values()],
+                [],
+                [slot.updates for slot in slots.values()],
+                fused=True,
+                amsgrad=False,
+                beta1=training.beta1,
+                beta2=training.beta2,
+                lr=rate,
+                weight_decay=training.weight_decay if is_matrix else 0.0,
+                eps=training.epsilon,
+                maximize=False,
+            )
+            for slot, moved in zip(slots.values(), parameters, strict=True):
+                if moved.data_ptr() != slot.parameter.data_ptr():
+                    slot.parameter.copy_(unpadded(moved, slot.parameter))
 
     def named_state(self) -> dict[str, Tensor]:
-        """Both moments of every parameter and the update counter, as a flat table of tensors."""
+        """Both moments of every parameter and the update counter, as a flat table of tensors.
+
+        They are cut over the ranks as the parameters are.
+        """
         tensors = {
-            f"{moment}.{name}": self.state[parameter][moment]
-            for parameter, name in self._names.items()
+            f"{moment}.{name}": like(
+                self._parameters[name], unpadded(slot.moments[moment], slot.parameter)
+            )
+            for name, slot in self._slots.items()
             for moment in MOMENTS
         }
-        return tensors | {"updates": self.state[next(iter(self._names))]["step"].cpu()}
+        return tensors | {"updates": next(iter(self._slots.values())).updates.cpu()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `named_state` gave. Raises CheckpointError if a tensor is missing."""
+        """Take back whole what `named_state` gave in parts.
+
+        Raises CheckpointError if a tensor is missing or has another shape.
+        """
         try:
-            for parameter, name in self._names.items():
-                state = self.state[parameter]
-                state["step"].copy_(tensors["updates"])
+            for name, slot in self._slots.items():
+                slot.updates.copy_(tensors["updates"])
                 for moment in MOMENTS:
-                    state[moment].copy_(tensors[f"{moment}.{name}"])
+                    part = own_part(tensors[f"{moment}.{name}"], self._parameters[name])
+                    unpadded(slot.moments[moment], slot.parameter).copy_(part)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(
                 f"the optimizer's state does not fit the model: {error}"
             ) from error
+
+
+class Slot:
+    """What the optimizer holds for this rank's part of one parameter."""
+
+    def __init__(self, parameter: Tensor, updates: float) -> None:
+        self.parameter = parameter
+        self.moments = {moment: padded(torch.zeros_like(parameter)) for moment in MOMENTS}
+        self.updates = torch.tensor(updates, device=parameter.device)
+
+
+def padded(tensor: Tensor) -> Tensor:
+    """A tensor as a vector of whole widths: the same memory where that fits, else a copy."""
+    flat = tensor.reshape(-1)
+    return flat if len(flat) % WIDTH == 0 else F.pad(flat, (0, -len(flat) % WIDTH))
+
+
+def unpadded(flat: Tensor, like: Tensor) -> Tensor:
+    """The part of a padded vector that is the tensor, in the shape of that, in the same memory."""
+    return flat[: like.numel()].view(like.shape)

@@ -33,6 +33,7 @@ from ontogeny.steps import METRICS, list_steps, state_folder, step_folder
 from ontogeny.training import machine
 from ontogeny.training.metrics import Sink, whole_rows
 from ontogeny.training.optimizer import AdamW
+from ontogeny.training.ranks import ALONE
 from ontogeny.training.run import Run, Start
 from ontogeny.training.update import State, require_fit, resumed, take_update
 
@@ -114,7 +115,10 @@ def replay(
         origin = _origin(run, batches, step, start)
         if not tolerant:
             _require_same_bits(run, origin, step)
-        state, record = resumed(run, origin), _Record(run, origin.progress.step, step, tolerant)
+        state, record = (
+            resumed(run, origin, ALONE),
+            _Record(run, origin.progress.step, step, tolerant),
+        )
         record.compare_weights(state)
         while state.progress.step < step:
             row = take_update(run, batches, state)
@@ -135,7 +139,7 @@ def publish(run: Run, replayed: Replayed, folder: Path | None, state: Path | Non
     """
     model, progress = replayed.model, replayed.progress
     with machine.threads(run.settings.training.threads):
-        provenance = {"bits": machine.bits(), "replayed_from": replayed.start}
+        provenance = {"bits": ALONE.bits(run.settings), "replayed_from": replayed.start}
     if folder is not None:
         parent = run.parent_of(progress.step)
         save_checkpoint(
@@ -252,7 +256,7 @@ def _origin(run: Run, batches: Batches, step: int, start: int | None) -> Start:
 
 def _require_same_bits(run: Run, origin: Start, step: int) -> None:
     """Refuse other arithmetic than that of the state and of the checkpoints up to that after."""
-    start = origin.progress.step
+    start, here = origin.progress.step, ALONE.bits(run.settings)
     kept = [there for there in list_steps(run.path) if there > start]
     up_to = next((there for there in kept if there >= step), step)
     bits = {start: origin.bits} | {
@@ -261,12 +265,12 @@ def _require_same_bits(run: Run, origin: Start, step: int) -> None:
         if there <= up_to
     }
     for there, recorded in bits.items() if start < step else ():
-        name = machine.differing(recorded)
+        name = machine.differing(recorded, here)
         if name is not None:
             raise CheckpointError(
                 f"step {there} was computed with another {name}",
                 where=run.path,
                 expected=recorded[name],
-                found=machine.bits().get(name),
+                found=here.get(name),
                 fix="that one again, or --tolerance to measure the deviation",
             )

@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ontogeny.checkpoints.store import Progress, list_states
 from ontogeny.errors import ConfigError, OrderError, TrainingError
-from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, roll
 from ontogeny.results import UpdateMetrics
 from ontogeny.steps import list_steps
 from ontogeny.suite import RunSettings
 from ontogeny.training import machine
+from ontogeny.training.objective import Objective
 from ontogeny.training.optimizer import AdamW
+from ontogeny.training.parts import own
+from ontogeny.training.ranks import Ranks
 from ontogeny.training.run import Run, Start
 from ontogeny.training.schedule import learning_rate
+from ontogeny.training.tree import Tree
 
 
 @dataclass(slots=True)
 class State:
-    """The full state of a run between two updates."""
+    """The full state of a run between two updates; of several ranks, each holds its part."""
 
     model: NeoX
+    objective: Objective
     optimizer: AdamW
     progress: Progress
+    ranks: Ranks
 
 
 def require_fit(run: Run, batches: Batches) -> None:
@@ -59,13 +66,18 @@ def require_fit(run: Run, batches: Batches) -> None:
         )
 
 
-def resumed(run: Run, start: Start) -> State:
+def resumed(run: Run, start: Start, ranks: Ranks) -> State:
     """The state a run goes on from, on the device it computes on."""
     model = start.model.to(machine.device())
+    objective = Objective(model)
+    if ranks.mesh is not None:
+        from ontogeny.training.parallel import distribute  # takes half a second to import
+
+        distribute(objective, ranks, reproducible=run.settings.training.reproducible)
     optimizer = AdamW(model, run.settings)
     if start.optimizer:
         optimizer.restore(start.optimizer)
-    return State(model, optimizer, start.progress)
+    return State(model, objective, optimizer, start.progress, ranks)
 
 
 def take_update(run: Run, batches: Batches, state: State) -> UpdateMetrics:
@@ -77,32 +89,65 @@ def take_update(run: Run, batches: Batches, state: State) -> UpdateMetrics:
     settings, update = run.settings, state.progress.step
     rows = batches(update)  # int64 [rows, T + 1], a function of the update alone
     rate = learning_rate(update, settings)
-    loss = accumulate(state.model, torch.from_numpy(rows), settings)
-    parameters, clip_norm = state.model.parameters(), settings.training.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm).item()
+    loss, gradients = accumulate(state.objective, torch.from_numpy(rows), settings, state.ranks)
+    norm = gradient_norm(state.model, gradients, state.ranks)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise not_finite(run, update, batches.place(update), loss, norm)
-    state.optimizer.set_rate(rate)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    share = min(1.0, settings.training.clip_norm / (norm + 1e-6))
+    torch._foreach_mul_(list(gradients.values()), share)
+    state.optimizer.step(gradients, rate)
     tokens = state.progress.tokens + settings.tokens_per_update
     digest = roll(state.progress.rows_digest, rows)
     state.progress = Progress(update + 1, tokens, digest)
     return UpdateMetrics(update, loss, rate, norm, tokens, digest, time.perf_counter() - began)
 
 
-def accumulate(model: NeoX, rows: Tensor, settings: RunSettings) -> float:
-    """Add the gradient of the mean loss over int64 rows [N, T + 1]; that loss."""
-    training = settings.training
-    dtype = machine.require_precision(training.precision)
-    micro_batches = rows.to(machine.device()).split(training.micro_batch_rows or len(rows))
-    total = 0.0
-    for micro in micro_batches:
-        hidden = model.hidden(micro[:, :-1], dtype).flatten(0, 1)
-        loss = linear_cross_entropy(hidden, model.embed_out.weight, micro[:, 1:].flatten())
-        (loss / len(micro_batches)).backward()
-        total += loss.item()
-    return total / len(micro_batches)
+def accumulate(
+    objective: Objective, rows: Tensor, settings: RunSettings, ranks: Ranks
+) -> tuple[float, dict[str, Tensor]]:
+    """The mean loss over int64 rows [N, T + 1], and this rank's part of its gradient, by name.
+
+    Micro batch m is leaf m of a tree; at micro step j rank r of N takes leaf jN + r.
+    """
+    dtype = machine.require_precision(settings.training.precision)
+    leaves, tree, losses = rows.chunk(settings.num_leaves), Tree(), []
+    parameters = dict(objective.model.named_parameters())
+    for first in range(0, len(leaves), ranks.layout.data):
+        objective.before_pass(first + ranks.layout.data == len(leaves))
+        loss = objective(leaves[first + ranks.place].to(machine.device()), dtype)
+        (loss / len(leaves)).backward()
+        losses.append(loss.detach())
+        tree.add([own(taken(parameter)) for parameter in parameters.values()])
+    in_order = ranks.gathered(torch.stack(losses)).T.flatten()  # [leaves]
+    return math.fsum(in_order.tolist()) / len(leaves), dict(
+        zip(parameters, tree.total(), strict=True)
+    )
+
+
+def taken(parameter: Tensor) -> Tensor:
+    """A parameter's gradient, which it then has no more."""
+    gradient, parameter.grad = parameter.grad, None
+    assert gradient is not None
+    return gradient
+
+
+def gradient_norm(model: NeoX, gradients: Mapping[str, Tensor], ranks: Ranks) -> float:
+    """The norm of the whole gradient, from the norms of its rows.
+
+    No row is ever cut, and all of them are added in one order, so its bits are the same everywhere.
+    """
+    rows = {name: len(parameter) for name, parameter in model.named_parameters()}
+    most = {name: -(-number // ranks.layout.data) for name, number in rows.items()}  # of a rank
+    norms = {name: row_norms(gradient) for name, gradient in gradients.items()}
+    padded = [F.pad(norms[name], (0, number - len(norms[name]))) for name, number in most.items()]
+    parts = ranks.gathered(torch.cat(padded)).split(list(most.values()), dim=1)
+    in_order = [part.flatten()[:number] for part, number in zip(parts, rows.values(), strict=True)]
+    return torch.cat(in_order).double().square().sum().sqrt().item()
+
+
+def row_norms(gradient: Tensor) -> Tensor:
+    """The norm of each row of a matrix, of each number of a vector."""
+    return gradient.abs() if gradient.ndim == 1 else torch.linalg.vector_norm(gradient, dim=1)
 
 
 def not_finite(run: Run, update: int, place: int, loss: float, norm: float) -> TrainingError:
