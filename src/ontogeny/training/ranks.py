@@ -29,15 +29,16 @@ WAIT = timedelta(minutes=10)  # for another rank, before it counts as lost
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This rank of a layout; `mesh` is data x tensor, and None where it is alone."""
+    """Rank `number` of a layout; `mesh` is data x tensor, and None where it is alone."""
 
     layout: Layout
+    number: int = 0
     mesh: DeviceMesh | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this is the rank that writes files and reports."""
-        return self.mesh is None or dist.get_rank() == 0
+        return self.number == 0
 
     @property
     def place(self) -> int:
@@ -102,6 +103,6 @@ def joined(layout: Layout) -> Iterator[Ranks]:
         mesh = init_device_mesh(
             device, (layout.data, layout.tensor), mesh_dim_names=("data", "tensor")
         )
-        yield Ranks(layout, mesh)
+        yield Ranks(layout, dist.get_rank(), mesh)
     finally:
         dist.destroy_process_group()
