@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ontogeny.model import loss as loss_module
+from ontogeny.model.kernels import load
 from ontogeny.model.loss import chunks, linear_cross_entropy, log_likelihoods
+from ontogeny.training import machine
+
+needs_kernel = pytest.mark.skipif(not load.has("loss"), reason="no kernel for this processor")
 
 
 def problem(
@@ -24,9 +29,9 @@ def problem(
     return hidden, weight, torch.randint(vocab, (count,), generator=generator)
 
 
-def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+def ours(hidden: Tensor, weight: Tensor, targets: Tensor, scale: float = 1.0) -> list[Tensor]:
     hidden, weight = (part.clone().requires_grad_() for part in (hidden, weight))
-    value = linear_cross_entropy(hidden, weight, targets)
+    value = linear_cross_entropy(hidden, weight, targets, scale)
     return [value.detach(), *torch.autograd.grad(value * 3, (hidden, weight))]
 
 
@@ -119,6 +124,69 @@ def test_bfloat16_within_its_rounding() -> None:
     for found, expected in zip((d_hidden, d_weight), exact[1:], strict=True):
         error = (found.double() - expected).norm() / expected.norm()
         assert float(error) < 0.02
+
+
+def test_gradients_are_scaled_before_they_are_rounded() -> None:
+    hidden, weight, targets = problem(64, 16, 3000, 0.1)
+    half = hidden.to(torch.float16)
+    plain, scaled = ours(half, weight, targets), ours(half, weight, targets, 2.0**12)
+    assert torch.equal(plain[0], scaled[0])
+    exact = torchs(half.float(), weight.to(torch.float16).float(), targets)
+    # One part in 64 * 3000 is a denormal number of float16, with two bits fewer.
+    for bad, found, expected in zip(plain[1:], scaled[1:], exact[1:], strict=True):
+        errors = [(one.double() - expected).norm() for one in (bad, found.double() / 2**12)]
+        assert float(errors[1]) < 1e-3 * float(expected.norm())
+        assert float(errors[1]) <= float(errors[0])
+
+
+def by_torch(*arguments: Any) -> list[Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "has", lambda name: False)
+        return ours(*arguments)
+
+
+@needs_kernel
+@settings(max_examples=30)
+@given(count=st.integers(1, 70), width=st.integers(1, 40), vocab=st.integers(1, 300))
+def test_the_kernel_is_no_worse_than_torch(count: int, width: int, vocab: int) -> None:
+    hidden, weight, targets = problem(count, width, vocab)
+    half = hidden.to(torch.bfloat16)
+    exact = torchs(half.float(), weight.to(torch.bfloat16).float(), targets)
+    found, plain = ours(half, weight, targets), by_torch(half, weight, targets)
+    for kernel, torchs_own, expected in zip(found, plain, exact, strict=True):
+        error, its_error = ((one - expected).norm() for one in (kernel, torchs_own))
+        # Both round logits and gradients to bfloat16, each in its own order of operations.
+        assert float(error) <= 1.5 * float(its_error) + 2e-3 * float(expected.norm()) + 1e-6
+
+
+@needs_kernel
+def test_the_kernel_gives_the_same_bits_on_any_number_of_threads() -> None:
+    hidden, weight, targets = problem(203, 24, 1000)
+    results = []
+    for number in (1, 2, 3):
+        with machine.threads(number):
+            results.append(ours(hidden.to(torch.bfloat16), weight, targets))
+    for other in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_kernel_hides_nothing_that_is_not_finite(value: float) -> None:
+    hidden, weight, targets = problem(20, 4, 100)
+    hidden[7, 2] = value
+    half = hidden.to(torch.bfloat16)
+    scores = log_likelihoods(half, weight, targets)
+    assert scores.isnan().nonzero().flatten().tolist() == [7]
+    assert bool(ours(half, weight, targets)[0].isnan())
+
+
+@pytest.mark.parametrize("target", [-1, 11])
+def test_a_target_outside_the_vocabulary_is_refused(target: int) -> None:
+    hidden, weight, targets = problem(9, 4, 11)
+    targets[3] = target
+    with pytest.raises((IndexError, RuntimeError), match=r"column|index"):
+        ours(hidden.to(torch.bfloat16), weight, targets)
 
 
 def test_inputs_are_left_as_they_were() -> None:
