@@ -24,7 +24,14 @@ from ontogeny.training.run import Run
 
 # Children are forked from a process that has imported torch: they start in milliseconds.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch._dynamo", "ontogeny.training.loop", "ontogeny.tokens.encode"])
+FORKS.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "ontogeny.training.loop",
+        "ontogeny.training.parallel",
+        "ontogeny.tokens.encode",
+    ]
+)
 WRITING = ".step*.writing-*"
 PLACES = {"checkpoint": STEPS, "state": STATES}  # what can be aimed at while it is written
 

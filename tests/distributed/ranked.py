@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
 import os
 import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from torch.distributed.distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from killed import FORKS
 from ontogeny.training.layout import Layout
 from ontogeny.training.ranks import joined
 
-# Children are forked from a process that has imported the engine: they start in milliseconds.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "torch._dynamo",
-        "ontogeny.training.loop",
-        "ontogeny.training.parallel",
-        "ontogeny.tokens.encode",
-    ]
-)
 GRACE = 5.0  # seconds that the others have when one rank has failed
 
 
@@ -84,7 +73,7 @@ def _first_of(receivers: list[Connection], seconds: float) -> Any:
     answers: dict[int, Any] = {}
     while len(answers) < len(receivers):
         left = {one: rank for rank, one in enumerate(receivers) if rank not in answers}
-        ready = multiprocessing.connection.wait(list(left), max(0, until - time.monotonic()))
+        ready = wait(list(left), max(0, until - time.monotonic()))
         if not ready:
             break
         for one in ready:
