@@ -1,8 +1,9 @@
-"""Documents: a text with an id and a source, read from JSON Lines or folders of text files.
+"""Documents: a text with an id and a source, read from JSON Lines, tables or text files.
 
 In: a file or a folder, read in the order of its relative paths, one document at a time. Out: the
 same documents as JSON Lines. The keys `meta.pile_set_name` and `meta.source` are those of the
-Pile and of its successors. Not here: which documents a suite takes (`corpus.py`).
+Pile and of its successors. Not here: the form of tables (`tables.py`), which documents a suite
+takes (`corpus.py`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ import pyarrow as pa
 
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import DataError
+from ontogeny.text.tables import TABLES, listed_files, read_rows
 
 JSON_LINES = {".jsonl": None, ".jsonl.gz": "gzip", ".jsonl.zst": "zstd"}  # and their compression
 _TEXT_SUFFIXES = (
     ".txt .text .md .rst .tex .org .py .c .h .cc .cpp .hpp .go .rs .java .js .ts .rb .sh .sql .r "
     ".jl .lean .html .css .toml .yaml .yml .ini .cfg .csv .tsv"
 )
-SUFFIXES = (*JSON_LINES, *_TEXT_SUFFIXES.split())
+SUFFIXES = (*JSON_LINES, *TABLES, *_TEXT_SUFFIXES.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,14 @@ def work_of(document_id: str) -> str:
 def read_documents(path: Path) -> Iterator[Document]:
     """The documents of a file or of all readable files under a folder, in fixed order, streamed.
 
-    A line of JSON Lines needs `text`; `id` defaults to `<file>:<line>`, the source to the first
-    folder below `path` or the file's name. A text file is one document, its id the relative path.
+    A line of JSON Lines or a row of a table needs `text`; `id` defaults to `<file>:<line>`, the
+    source to the first folder below `path`, else to the name of the file of JSON Lines, else to
+    that of `path`. A text file is one document, its id the relative path.
     Raises DataError at the first thing that cannot be read, and when there is no document at all.
     """
     seen: set[bytes] = set()
-    for file, name in _files(path):
-        for document, place in _documents_in(file, name, path):
+    for file, name in corpus_files(path):
+        for document, place in documents_in(file, name, path):
             key = hashlib.sha256(document.id.encode()).digest()[:16]
             if key in seen:
                 raise DataError(
@@ -74,14 +77,14 @@ def json_line(document: Document) -> bytes:
 
 def digest_documents(path: Path) -> str:
     """The digest of a corpus on disk: the relative names and contents of its readable files."""
-    return digest_json({name: digest_file(file) for file, name in _files(path)})
+    return digest_json({name: digest_file(file) for file, name in corpus_files(path)})
 
 
-def _files(path: Path) -> list[tuple[Path, str]]:
+def corpus_files(path: Path) -> list[tuple[Path, str]]:
     """The readable files at or under `path` with their relative names, sorted by name.
 
-    Hidden files and folders and unknown file types are passed over. Raises DataError when `path`
-    is missing or nothing in it is readable.
+    Hidden files and folders, unknown file types and the caches of a saved data set are passed
+    over. Raises DataError when `path` is missing or nothing in it is readable.
     """
     if not path.exists():
         raise DataError("no such file or folder", where=path, expected="a corpus")
@@ -96,30 +99,56 @@ def _files(path: Path) -> list[tuple[Path, str]]:
         raise DataError(
             "unknown file type",
             where=found[0][0],
-            expected=f"{', '.join(JSON_LINES)} or a text file such as .txt, .md or .py",
+            expected=f"{', '.join((*JSON_LINES, *TABLES))} or a text file such as .txt, .md or .py",
             found=found[0][0].suffix or "no suffix",
             fix="rename the file, or convert it to .jsonl with a 'text' key",
         )
+    if not path.is_file():
+        readable = _without_caches(readable)
     return sorted(readable, key=lambda pair: pair[1])
 
 
-def _documents_in(file: Path, name: str, root: Path) -> Iterator[tuple[Document, str]]:
-    """The documents of one file, each with its place for messages."""
+def documents_in(file: Path, name: str, root: Path) -> Iterator[tuple[Document, str]]:
+    """The documents of one file of the corpus at `root`, each with its place for messages.
+
+    A function of the file, its relative name and that of the corpus alone.
+    """
     suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
-    folder, slash, _ = name.partition("/")
-    source = folder if slash else name[: -len(suffix)]
-    if suffix not in JSON_LINES:
-        if not slash and not root.is_file():
-            source = root.resolve().name
+    source, slash, _ = name.partition("/")
+    if not slash:
+        is_whole = root.is_file() or suffix in JSON_LINES
+        source = name[: -len(suffix)] if is_whole else root.resolve().name
+    if suffix in JSON_LINES:
+        rows = _lines_of(file, suffix)
+    elif suffix in TABLES:
+        rows = ((number, f"{file}, row {number}", row) for number, row in read_rows(file))
+    else:
         yield Document(name, _decode(file.read_bytes(), file, 0), source), str(file)
         return
+    for number, place, row in rows:
+        yield _document(row, place, f"{name}:{number}", source), place
+
+
+def _without_caches(files: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
+    """Of the Arrow files in the folder of a saved data set, those it consists of."""
+    tables = {file for file, _ in files if file.name.lower().endswith(".arrow")}
+    listed = {folder: listed_files(folder) for folder in {file.parent for file in tables}}
+    return [
+        (file, name)
+        for file, name in files
+        if file not in tables or (names := listed[file.parent]) is None or file.name in names
+    ]
+
+
+def _lines_of(file: Path, suffix: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The rows of a file of JSON Lines, with their number and place; empty lines are none."""
     offset = 0
     for number, line in enumerate(_lines(file, JSON_LINES[suffix]), start=1):
         text = _decode(line, file, offset).rstrip()
         offset += len(line)
         if text:
             place = f"{file}:{number}"
-            yield _parse(text, place, f"{name}:{number}", source), place
+            yield number, place, _parse(text, place)
 
 
 def _lines(file: Path, compression: str | None) -> Iterator[bytes]:
@@ -145,7 +174,7 @@ def _decode(data: bytes, file: Path, offset: int) -> str:
         ) from error
 
 
-def _parse(line: str, place: str, default_id: str, default_source: str) -> Document:
+def _parse(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -158,6 +187,10 @@ def _parse(line: str, place: str, default_id: str, default_source: str) -> Docum
         raise DataError(
             "not a JSON object", where=place, expected="{...}", found=type(row).__name__
         )
+    return row
+
+
+def _document(row: Mapping[str, Any], place: str, default_id: str, default_source: str) -> Document:
     meta = row.get("meta")
     labels = meta if isinstance(meta, dict) else {}
     source = row.get("source") or labels.get("pile_set_name") or labels.get("source")
