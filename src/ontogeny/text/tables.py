@@ -62,7 +62,7 @@ def listed_files(folder: Path) -> frozenset[str] | None:
     try:
         values = json.loads(state.read_bytes())
         names = frozenset(str(entry["filename"]) for entry in values["_data_files"])
-        has_selection = bool(values.get("_indices_data_files") or values.get("_indices_files"))
+        has_selection = bool(values.get("_indices_data_files"))  # datasets 1
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # some other program's state
     missing = sorted(name for name in names if not (folder / name).is_file())
