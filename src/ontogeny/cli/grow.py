@@ -20,6 +20,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its 
 OtherBits = Annotated[
     bool, typer.Option("--other-bits", help="Go on from states of another torch or processor")
 ]
+STOPPED = "stopped; the same command goes on from the last saved state"
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where fetched packages are kept")]
 
 
@@ -67,6 +68,9 @@ def train(
     shard: Annotated[
         Literal["optimizer", "all"], typer.Option(help="What each rank holds only a part of")
     ] = "optimizer",
+    patience: Annotated[
+        float, typer.Option(help="Seconds a rank may be silent before the others give up")
+    ] = 600.0,
     recompute: Annotated[
         bool, typer.Option(help="Forget activations, compute them again going backward")
     ] = False,
@@ -89,9 +93,11 @@ def train(
     if number > 1 and not num_started():
         run, _ = begin_single(single, run_file.parent, folder)
         require_layout(layout, run.settings)
-        launch(sys.argv[1:], number)
-        return
-    with joined(layout) as ranks, ExitStack() as shown:
+        try:
+            raise typer.Exit(launch(sys.argv[1:], number))
+        except KeyboardInterrupt:
+            leave(STOPPED, 130)
+    with joined(layout, patience) as ranks, ExitStack() as shown:
         run, batches = ranks.first(lambda: begin_single(single, run_file.parent, folder))
         settings, sinks = run.settings, []
         if ranks.is_first and not run.is_finished:
@@ -185,7 +191,7 @@ def grow(
         with progress:
             growth.run()
     except KeyboardInterrupt:
-        leave("stopped; the same command goes on from the last saved state", 130)
+        leave(STOPPED, 130)
     print_table(*summary_rows(gather(folder)))
     out.print(f"page: {folder / 'report' / 'index.html'}")
     out.print(f"all of it took {as_time(time.monotonic() - began)}")

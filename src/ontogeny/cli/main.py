@@ -7,7 +7,9 @@ and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import os
 import signal
+import time
 from typing import NoReturn
 
 from ontogeny.cli import batch, branch, grow, imports, lint, look, replay, seen, trust
@@ -16,6 +18,8 @@ from ontogeny.errors import OntogenyError, Stopped
 
 # Importing a file adds its verbs to the app.
 VERBS = (batch, branch, grow, imports, lint, look, replay, seen, trust)
+
+FIRST_SPEAKS = 3.0  # seconds before another rank does
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",
@@ -33,13 +37,31 @@ def main() -> None:
     try:
         app()
     except OntogenyError as error:
+        if not _is_first_rank():
+            _wait_to_be_ended(2)
         leave(f"error: {error}", 2)
     except OSError as error:
         if error.errno not in MENDABLE:
             raise
         leave(f"error: {error.filename or 'disk'}: {error.strerror}; {MENDABLE[error.errno]}", 2)
     except Stopped as stopped:
-        leave(str(stopped), 128 + stopped.signal_number)
+        code = 128 + stopped.signal_number
+        if not _is_first_rank():
+            raise SystemExit(code) from None
+        leave(str(stopped), code)
+
+
+def _is_first_rank() -> bool:
+    """Whether this process is the one of a job's ranks that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _wait_to_be_ended(code: int) -> None:
+    """Let the first rank speak: where all fail alike, the others are ended meanwhile."""
+    try:
+        time.sleep(FIRST_SPEAKS)
+    except KeyboardInterrupt:
+        raise SystemExit(code) from None
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -7,6 +7,7 @@ A process that is alone is rank 0 of 1, for which nothing is sent. Not here: how
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
-from ontogeny.errors import ConfigError
+from ontogeny.errors import ConfigError, TrainingError
 from ontogeny.suite import RunSettings
 from ontogeny.training import machine
 from ontogeny.training.layout import Layout
 
 Made = TypeVar("Made")
-WAIT = timedelta(minutes=10)  # for another rank, before it counts as lost
+ROLL_CALL = 3.0  # seconds in which every rank that is there finds that another is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,11 @@ ALONE = Ranks(Layout())
 
 
 @contextmanager
-def joined(layout: Layout) -> Iterator[Ranks]:
+def joined(layout: Layout, patience: float = 600.0) -> Iterator[Ranks]:
     """Be one of the processes that torchrun started, or alone where it started none.
 
-    Raises ConfigError when they are not as many as the layout has ranks.
+    `patience` is for how many seconds another rank may be silent. Raises ConfigError when they are
+    not as many as the layout has ranks, TrainingError when another is gone or silent.
     """
     number = int(os.environ.get("WORLD_SIZE", 1))
     if number != layout.num_ranks:
@@ -98,11 +101,34 @@ def joined(layout: Layout) -> Iterator[Ranks]:
     device = machine.device().type
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=WAIT)
+    store, rank, _ = next(iter(rendezvous("env://")))
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=number,
+        timeout=timedelta(seconds=patience),
+    )
     try:
         mesh = init_device_mesh(
             device, (layout.data, layout.tensor), mesh_dim_names=("data", "tensor")
         )
-        yield Ranks(layout, dist.get_rank(), mesh)
+        yield Ranks(layout, rank, mesh)
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise _lost(store, rank, number, patience) from error
     finally:
         dist.destroy_process_group()
+
+
+def _lost(store: Any, rank: int, number: int, patience: float) -> TrainingError:
+    """The error of a rank that could not reach another; whoever is there says so in the store."""
+    store.set(f"waits/{rank}", "")
+    time.sleep(ROLL_CALL)
+    gone = [str(other) for other in range(number) if not store.check([f"waits/{other}"])]
+    return TrainingError(
+        f"rank {', '.join(gone) or 'unknown'} of {number} is gone, or was silent for "
+        f"{patience:g} seconds",
+        fix="the same command again: it goes on from the last saved state",
+    )
