@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import NeoX
 
 
 class Objective(nn.Module):
-    """A model and its loss; called on rows, so that what cuts the model sees the whole pass."""
+    """A model and its loss; called on rows, so that what cuts the model sees the whole pass.
 
-    def __init__(self, model: NeoX) -> None:
+    With `recompute`, the model's blocks keep only their inputs for the backward pass.
+    """
+
+    def __init__(self, model: NeoX, *, recompute: bool = False) -> None:
         super().__init__()
         self.model = model
-        # Told before every pass of an update whether it is the last; `parallel.py` listens.
+        # Where the output embedding is cut, another; and told before every pass of an update
+        # whether it is the last: `parallel.py` sets both.
+        self.loss: Callable[..., Tensor] = linear_cross_entropy
         self.before_pass: Callable[[bool], None] = lambda is_last: None
+        if recompute:
+            for block in model.layers:
+                block.forward = partial(
+                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+                )
 
     def forward(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The mean loss, float32, of int64 rows [N, T + 1], computed in `dtype`."""
         hidden = self.model.hidden(rows[:, :-1], dtype).flatten(0, 1)
-        return linear_cross_entropy(hidden, self.model.embed_out.weight, rows[:, 1:].flatten())
+        return self.loss(hidden, self.model.embed_out.weight, rows[:, 1:].flatten())

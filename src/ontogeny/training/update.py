@@ -19,7 +19,7 @@ from torch import Tensor
 from ontogeny.checkpoints.store import Progress, list_states
 from ontogeny.errors import ConfigError, OrderError, TrainingError
 from ontogeny.model.neox import NeoX
-from ontogeny.order.batches import Batches, roll
+from ontogeny.order.batches import Batches, roll, rows_of_rank
 from ontogeny.results import UpdateMetrics
 from ontogeny.steps import list_steps
 from ontogeny.suite import RunSettings
@@ -69,11 +69,11 @@ def require_fit(run: Run, batches: Batches) -> None:
 def resumed(run: Run, start: Start, ranks: Ranks) -> State:
     """The state a run goes on from, on the device it computes on."""
     model = start.model.to(machine.device())
-    objective = Objective(model)
+    objective = Objective(model, recompute=ranks.layout.recompute)
     if ranks.mesh is not None:
         from ontogeny.training.parallel import distribute  # takes half a second to import
 
-        distribute(objective, ranks, reproducible=run.settings.training.reproducible)
+        distribute(objective, ranks, run.settings.training)
     optimizer = AdamW(model, run.settings)
     if start.optimizer:
         optimizer.restore(start.optimizer)
@@ -107,19 +107,28 @@ def accumulate(
 ) -> tuple[float, dict[str, Tensor]]:
     """The mean loss over int64 rows [N, T + 1], and this rank's part of its gradient, by name.
 
-    Micro batch m is leaf m of a tree; at micro step j rank r of N takes leaf jN + r.
+    A micro batch is a leaf of a tree; which of them a rank takes when is `rows_of_rank`'s to say.
     """
     dtype = machine.require_precision(settings.training.precision)
-    leaves, tree, losses = rows.chunk(settings.num_leaves), Tree(), []
+    num_leaves, tree, losses = settings.num_leaves, Tree(), []
+    num_micro_steps = num_leaves // ranks.layout.data
     parameters = dict(objective.model.named_parameters())
-    for first in range(0, len(leaves), ranks.layout.data):
-        objective.before_pass(first + ranks.layout.data == len(leaves))
-        loss = objective(leaves[first + ranks.place].to(machine.device()), dtype)
-        (loss / len(leaves)).backward()
+    for micro_step in range(num_micro_steps):
+        objective.before_pass(micro_step + 1 == num_micro_steps)
+        places = rows_of_rank(
+            0,  # of this update alone
+            micro_batch=len(rows) // num_leaves,
+            num_ranks=ranks.layout.data,
+            num_micro_steps=num_micro_steps,
+            rank=ranks.place,
+            micro_step=micro_step,
+        )
+        loss = objective(rows[places.start : places.stop].to(machine.device()), dtype)
+        (loss / num_leaves).backward()
         losses.append(loss.detach())
         tree.add([own(taken(parameter)) for parameter in parameters.values()])
     in_order = ranks.gathered(torch.stack(losses)).T.flatten()  # [leaves]
-    return math.fsum(in_order.tolist()) / len(leaves), dict(
+    return math.fsum(in_order.tolist()) / num_leaves, dict(
         zip(parameters, tree.total(), strict=True)
     )
 
@@ -134,8 +143,13 @@ def taken(parameter: Tensor) -> Tensor:
 def gradient_norm(model: NeoX, gradients: Mapping[str, Tensor], ranks: Ranks) -> float:
     """The norm of the whole gradient, from the norms of its rows.
 
-    No row is ever cut, and all of them are added in one order, so its bits are the same everywhere.
+    No row is cut by data-parallel ranks, and all are added in one order, so its bits are the same
+    for any number of them.
     """
+    if ranks.layout.tensor > 1:
+        from ontogeny.training.parallel import norm_of_parts
+
+        return norm_of_parts(model, gradients, ranks)
     rows = {name: len(parameter) for name, parameter in model.named_parameters()}
     most = {name: -(-number // ranks.layout.data) for name, number in rows.items()}  # of a rank
     norms = {name: row_norms(gradient) for name, gradient in gradients.items()}
