@@ -1,229 +1,43 @@
-/* Causal attention in bfloat16, forward and backward, on AVX-512's bfloat16 products.
+/* Causal attention in bfloat16, forward and backward.
 
-   Blocks of 64 queries against blocks of 64 keys, with the softmax kept online in float32 and the
-   probabilities computed again in the backward pass (Dao et al. 2022). Scores stand transposed, a
-   row a key and a lane a query: so the maximum and the sum over keys need no shuffles, and what is
-   rounded to bfloat16 is at once an operand of the next product. The rotation of queries and keys
-   happens as they are read, and is undone as their gradients are written.
+   Blocks of 64 queries meet blocks of 64 keys; the softmax is kept online in float32, and the
+   backward pass computes the weights again (Dao et al. 2022). Scores stand transposed, a row a key
+   and a lane a query: so the highest and the sum over keys need no shuffles, and what is rounded
+   to bfloat16 is an operand of the next product as it stands. Queries and keys are rotated as they
+   are read, and their gradients back as they are written.
 
-   A product is C[m][n] += sum over k of A[m][k] B[k][n], where A and B hold pairs along k, two
-   bfloat16 in 32 bits. B[T, H, 3D] of inputs and B[T, H, D] of outputs are as torch has them.
-   Heads are independent and each is computed by one thread, so bits do not depend on threads. */
+   Heads are independent and each is computed by one thread: bits do not depend on threads. */
+#include "bf16.h"
 #include "parallel.h"
 
-#include <stdint.h>
+/* The version of this kernel, 0 where the processor cannot run it. */
+int attention_version(void)
+{
+    return bf16_is_supported();
+}
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HAS_BF16
 
 #include <float.h>
-#include <immintrin.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define FAST __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
-#define INLINE FAST static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-enum { LANES = 16, BLOCK = 64, VECTORS = BLOCK / LANES, PAIRS = BLOCK / 2, FORWARD = 1, BACK = -1 };
-
-typedef uint16_t bf16;
-typedef uint32_t __attribute__((may_alias)) pair;
+enum { BLOCK = 64, VECTORS = BLOCK / LANES, PAIRS = BLOCK / 2, AHEAD = 1, BACK = -1 };
 
 typedef struct {
     const bf16 *qkv, *cos, *sin;    /* [B, T, H, 3D], [T, R], [T, R] */
     bf16 *out;                      /* [B, T, H, D] */
-    float *statistics;              /* [B, H, 2, T]: highest score and log2 of the sum, base 2 */
+    float *statistics;              /* [B, H, 2, T]: highest score, log2 of the sum; base 2 */
     const bf16 *d_out;              /* [B, T, H, D] */
     bf16 *d_qkv;                    /* [B, T, H, 3D] */
     long time, heads, size, rotary; /* T, H, D, R */
-    long bytes;                     /* of a thread's scratch */
+    float scale;                    /* of the scores */
+    long blocks, bytes;             /* of a head; of a thread's scratch */
     char *scratch;
 } Call;
 
-/* ---- products ---- */
-
-/* sums[M][N] += A[M][K] B[K][N]; M and N are constants. */
-INLINE void multiply(__m512 *sums, int M, int N, const pair *a, long lda, const pair *b, long ldb,
-                     long K)
-{
-    for (long k = 0; k < K; k++) {
-        __m512bh right[4];
-        UNROLL for (int n = 0; n < N; n++)
-            right[n] = (__m512bh)_mm512_loadu_si512(b + k * ldb + n * LANES);
-        UNROLL for (int m = 0; m < M; m++) {
-            __m512bh left = (__m512bh)_mm512_set1_epi32((int)a[m * lda + k]);
-            UNROLL for (int n = 0; n < N; n++)
-                sums[m * N + n] = _mm512_dpbf16_ps(sums[m * N + n], left, right[n]);
-        }
-    }
-}
-
-INLINE void add_strip(float *c, long ldc, int M, int N, const pair *a, long lda, const pair *b,
-                      long ldb, long rows, long K)
-{
-    for (; rows > 0; rows -= M, a += M * lda, c += M * ldc) {
-        __m512 sums[16];
-        UNROLL for (int m = 0; m < M; m++)
-            UNROLL for (int n = 0; n < N; n++)
-                sums[m * N + n] = _mm512_loadu_ps(c + m * ldc + n * LANES);
-        multiply(sums, M, N, a, lda, b, ldb, K);
-        UNROLL for (int m = 0; m < M; m++)
-            UNROLL for (int n = 0; n < N; n++)
-                _mm512_storeu_ps(c + m * ldc + n * LANES, sums[m * N + n]);
-    }
-}
-
-/* C[rows][16 vectors] += A[rows][K] B[K][16 vectors]; rows are a multiple of 8. */
-FAST static void add_product(float *c, long ldc, const pair *a, long lda, const pair *b, long ldb,
-                             long rows, long vectors, long K)
-{
-    for (; vectors >= 4; vectors -= 4, b += 4 * LANES, c += 4 * LANES)
-        add_strip(c, ldc, 4, 4, a, lda, b, ldb, rows, K);
-    if (vectors == 3)
-        add_strip(c, ldc, 4, 3, a, lda, b, ldb, rows, K);
-    else if (vectors == 2)
-        add_strip(c, ldc, 8, 2, a, lda, b, ldb, rows, K);
-    else if (vectors == 1)
-        add_strip(c, ldc, 8, 1, a, lda, b, ldb, rows, K);
-}
-
-/* As add_product for a block of queries against the block of keys at its side: the lanes of vector
-   n end at key 16 (n + 1). */
-FAST static void add_visible(float *c, const pair *a, const pair *b, long rows, int is_diagonal)
-{
-    if (!is_diagonal)
-        add_product(c, BLOCK, a, PAIRS, b, BLOCK, rows, VECTORS, PAIRS);
-    else
-        for (int n = 0; n < VECTORS; n++)
-            add_product(c + n * LANES, BLOCK, a, PAIRS, b + n * LANES, BLOCK, rows, 1,
-                        (n + 1) * LANES / 2);
-}
-
-/* ---- numbers ---- */
-
-/* 2^x for x up to about 0, to 2e-7 of it; exactly 0 below -150; NaN stays. */
-INLINE __m512 exp2_of(__m512 x)
-{
-    x = _mm512_max_ps(_mm512_set1_ps(-1000.0f), x); /* in this order a NaN gets through */
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_sub_ps(x, whole); /* from -1/2 to 1/2 */
-    /* the polynomial of degree 5 whose largest relative error there is least (Remez) */
-    __m512 y = _mm512_set1_ps(1.3276472e-3f);
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(9.67554133e-3f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(5.55071327e-2f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(2.40221197e-1f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(6.93146967e-1f));
-    y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
-}
-
-/* log2(x) for x from 1, by Newton's method on exp2_of. */
-INLINE __m512 log2_of(__m512 x)
-{
-    const __m512 one = _mm512_set1_ps(1.0f), per_log = _mm512_set1_ps(1.44269504f);
-    __m512 y = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
-    y = _mm512_add_ps(_mm512_getexp_ps(x), _mm512_sub_ps(y, one)); /* within 0.09 */
-    for (int i = 0; i < 3; i++) {
-        __m512 error = _mm512_fmsub_ps(x, exp2_of(_mm512_sub_ps(_mm512_setzero_ps(), y)), one);
-        y = _mm512_fmadd_ps(error, per_log, y);
-    }
-    return y;
-}
-
-/* Two vectors as pairs: lane i holds low[i] and high[i]. */
-INLINE __m512i pairs_of(__m512 low, __m512 high)
-{
-    const __m512i order = _mm512_set_epi32(
-        0x1f000f, 0x1e000e, 0x1d000d, 0x1c000c, 0x1b000b, 0x1a000a, 0x190009, 0x180008, 0x170007,
-        0x160006, 0x150005, 0x140004, 0x130003, 0x120002, 0x110001, 0x100000);
-    return _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-}
-
-INLINE __m512 load_bf16(const bf16 *from, __mmask16 mask)
-{
-    __m256i bits = _mm256_maskz_loadu_epi16(mask, from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-INLINE void store_bf16(bf16 *to, __m512 x, __mmask16 mask)
-{
-    _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(x));
-}
-
-INLINE __mmask16 first(long count)
-{
-    return count >= LANES ? 0xffff : (__mmask16)((1u << count) - 1);
-}
-
-/* ---- layouts ---- */
-
-/* to[columns][16] from from[16][columns], at most 16 of them. */
-FAST static void transpose_tile(pair *to, long ldt, const pair *from, long ldf, long columns)
-{
-    __m512i r[16], t[16];
-    UNROLL for (int i = 0; i < 16; i++)
-        r[i] = _mm512_maskz_loadu_epi32(first(columns), from + i * ldf);
-    UNROLL for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    UNROLL for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    UNROLL for (int i = 0; i < 4; i++) { /* r[4a + i]: rows 4a on, of columns i, 4 + i, ... */
-        __m512i even0 = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        __m512i even1 = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        __m512i odd0 = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        __m512i odd1 = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-        t[i] = _mm512_shuffle_i32x4(even0, even1, 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
-        t[i + 12] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
-    }
-    UNROLL for (int i = 0; i < 16; i++)
-        if (i < columns)
-            _mm512_storeu_si512(to + i * ldt, t[i]);
-}
-
-/* to[columns][rows] from from[rows][columns]; rows are a multiple of 16. */
-FAST static void transpose(pair *to, const pair *from, long rows, long columns)
-{
-    for (long i = 0; i < rows; i += LANES)
-        for (long j = 0; j < columns; j += LANES)
-            transpose_tile(to + j * rows + i, rows, from + i * columns + j, columns,
-                           columns - j < LANES ? columns - j : LANES);
-}
-
-/* to[32][D] pairs along the rows of from[64][D]. */
-FAST static void pair_rows(pair *to, const bf16 *from, long size)
-{
-    for (long i = 0; i < BLOCK; i += 2, from += 2 * size, to += size)
-        for (long j = 0; j < size; j += LANES) {
-            __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((void *)(from + j)));
-            __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((void *)(from + size + j)));
-            _mm512_storeu_si512(to + j, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
-}
-
-/* Turns x[R] in planes (j, j + R/2), by the angle of row t or back by it. */
-FAST static void turn(float *x, const Call *call, long t, int way)
-{
-    long half = call->rotary / 2;
-    for (long j = 0; j < half; j += LANES) {
-        __mmask16 mask = first(half - j);
-        __m512 a = _mm512_maskz_loadu_ps(mask, x + j);
-        __m512 b = _mm512_maskz_loadu_ps(mask, x + half + j);
-        __m512 c = load_bf16(call->cos + t * call->rotary + j, mask);
-        __m512 s = load_bf16(call->sin + t * call->rotary + j, mask);
-        s = _mm512_mul_ps(s, _mm512_set1_ps((float)way));
-        _mm512_mask_storeu_ps(x + j, mask, _mm512_fnmadd_ps(b, s, _mm512_mul_ps(a, c)));
-        _mm512_mask_storeu_ps(x + half + j, mask, _mm512_fmadd_ps(a, s, _mm512_mul_ps(b, c)));
-    }
-}
+/* ---- rows of a head, in and out ---- */
 
 static long rows_of(const Call *call, long block)
 {
@@ -231,41 +45,53 @@ static long rows_of(const Call *call, long block)
     return left < BLOCK ? left : BLOCK;
 }
 
-/* to[64][D]: a block's rows, `stride` apart, turned if asked; zeros past the last. */
-FAST static void read_rows(bf16 *to, const bf16 *from, long stride, const Call *call, long block,
-                           int is_turned)
+/* A row times `scale`, its first R numbers turned in planes (j, j + R/2) by the angles of place t,
+   `way` AHEAD, BACK or 0. */
+INLINE void move_row(bf16 *to, const void *from, int is_float, float scale, const Call *call,
+                     long t, int way)
 {
-    long size = call->size, rows = rows_of(call, block), rotary = is_turned ? call->rotary : 0;
-    float x[256];
-    from += block * BLOCK * stride;
-    for (long i = 0; i < rows; i++, from += stride, to += size) {
-        memcpy(to, from, (size_t)size * sizeof(bf16));
-        for (long j = 0; j < rotary; j += LANES)
-            _mm512_storeu_ps(x + j, load_bf16(from + j, 0xffff));
-        if (rotary)
-            turn(x, call, block * BLOCK + i, FORWARD);
-        for (long j = 0; j < rotary; j += LANES)
-            store_bf16(to + j, _mm512_loadu_ps(x + j), first(rotary - j));
+#define LOAD(j, mask) \
+    (is_float ? _mm512_maskz_loadu_ps(mask, (const float *)from + (j)) \
+              : load_bf16((const bf16 *)from + (j), mask))
+    long half = way ? call->rotary / 2 : 0;
+    for (long j = 0; j < call->size; j += LANES)
+        store_bf16(to + j, _mm512_mul_ps(LOAD(j, 0xffff), _mm512_set1_ps(scale)), 0xffff);
+    for (long j = 0; j < half; j += LANES) {
+        __mmask16 mask = first(half - j);
+        __m512 a = LOAD(j, mask), b = LOAD(half + j, mask);
+        __m512 c = load_bf16(call->cos + t * call->rotary + j, mask);
+        __m512 s = load_bf16(call->sin + t * call->rotary + j, mask);
+        c = _mm512_mul_ps(c, _mm512_set1_ps(scale));
+        s = _mm512_mul_ps(s, _mm512_set1_ps(scale * (float)way));
+        store_bf16(to + j, _mm512_fnmadd_ps(b, s, _mm512_mul_ps(a, c)), mask);
+        store_bf16(to + half + j, _mm512_fmadd_ps(a, s, _mm512_mul_ps(b, c)), mask);
     }
-    memset(to, 0, (size_t)((BLOCK - rows) * size) * sizeof(bf16));
+#undef LOAD
 }
 
-/* Writes from[64][D] times `scale`, turned back if asked, to a block's rows, `stride` apart. */
-FAST static void write_rows(bf16 *to, long stride, float *from, float scale, const Call *call,
-                            long block, int is_turned)
+/* to[64][D]: a block's rows, `stride` apart; zeros past the last. */
+FAST static void read_rows(bf16 *to, const bf16 *from, long stride, const Call *call, long block,
+                           int way)
 {
     long size = call->size, rows = rows_of(call, block);
-    __m512 factor = _mm512_set1_ps(scale);
-    to += block * BLOCK * stride;
-    for (long i = 0; i < rows; i++, to += stride, from += size) {
-        if (is_turned)
-            turn(from, call, block * BLOCK + i, BACK);
-        for (long j = 0; j < size; j += LANES)
-            store_bf16(to + j, _mm512_mul_ps(factor, _mm512_loadu_ps(from + j)), 0xffff);
+    from += block * BLOCK * stride;
+    for (long i = 0; i < rows; i++, from += stride) {
+        fetch_row(from + 8 * stride, size);
+        move_row(to + i * size, from, 0, 1.0f, call, block * BLOCK + i, way);
     }
+    memset(to + rows * size, 0, (size_t)((BLOCK - rows) * size) * sizeof(bf16));
 }
 
-/* A place of `bytes` in a thread's scratch. */
+/* A block's rows, `stride` apart, from from[64][D] times `scale`. */
+FAST static void write_rows(bf16 *to, long stride, const float *from, float scale,
+                            const Call *call, long block, int way)
+{
+    for (long i = 0; i < rows_of(call, block); i++)
+        move_row(to + (block * BLOCK + i) * stride, from + i * call->size, 1, scale, call,
+                 block * BLOCK + i, way);
+}
+
+/* The next `bytes` of a thread's scratch. */
 static void *take(char **scratch, long bytes)
 {
     void *place = *scratch;
@@ -273,9 +99,43 @@ static void *take(char **scratch, long bytes)
     return place;
 }
 
-static float scale_of(const Call *call)
+/* ---- products of blocks; at the diagonal vector n of queries sees keys up to 16 (n + 1) ---- */
+
+/* to[key][query] = rows[key][D] columns[D][query] for 16 keys from `key` on. */
+FAST static void score(float *to, const pair *rows, const pair *columns, int key, long size,
+                       int is_diagonal)
 {
-    return 1.0f / sqrtf((float)call->size);
+    int start = is_diagonal ? key : 0;
+    product(to + start, BLOCK, rows + key * size / 2, size / 2, columns + start, BLOCK, LANES,
+            VECTORS - start / LANES, size / 2, 0);
+}
+
+/* to[D][query] += rows[D][key] weights[key][query], in pairs of keys. */
+FAST static void add_seen(float *to, const pair *rows, const pair *weights, long size,
+                          int is_diagonal)
+{
+    if (!is_diagonal)
+        product(to, BLOCK, rows, PAIRS, weights, BLOCK, size, VECTORS, PAIRS, 1);
+    else
+        for (int n = 0; n < BLOCK; n += LANES)
+            product(to + n, BLOCK, rows, PAIRS, weights + n, BLOCK, size, 1, (n + LANES) / 2, 1);
+}
+
+/* to[key][D] += weights[key][query] from[query][D], in pairs of queries. */
+FAST static void add_asked(float *to, const bf16 *weights, const pair *from, long size,
+                           int is_diagonal)
+{
+    for (int key = 0; key < BLOCK; key += LANES) {
+        int start = is_diagonal ? key / 2 : 0;
+        product(to + key * size, size, (const pair *)weights + key * PAIRS + start, PAIRS,
+                from + start * size, size, LANES, size / LANES, PAIRS - start, 1);
+    }
+}
+
+/* The lanes of the vector at query n that may see a key of their block. */
+INLINE __mmask16 visible(int key, int n, int is_diagonal)
+{
+    return is_diagonal && key > n ? (__mmask16)(0xffff << (key - n)) : 0xffff;
 }
 
 /* ---- forward ---- */
@@ -287,67 +147,38 @@ typedef struct {
     float *out;                            /* [D][query], not yet over the sum */
 } Queries;
 
-/* Scores of 4 keys from `key` on, for the vectors from the `start`th on. */
-INLINE void score_strip(Queries *q, const pair *keys, const pair *queries, long size, int key,
-                        int start, int is_diagonal, __m512 *highest)
+/* Takes the 16 queries from n on past the scores of a block: its weights, what they sum to. */
+INLINE void weigh(Queries *q, int n, const Call *call, int is_diagonal)
 {
-    const int N = VECTORS - start;
-    __m512 sums[16];
-    UNROLL for (int i = 0; i < 4 * N; i++)
-        sums[i] = _mm512_setzero_ps();
-    multiply(sums, 4, N, keys + key * size / 2, size / 2, queries + start * LANES, BLOCK, size / 2);
-    UNROLL for (int m = 0; m < 4; m++)
-        UNROLL for (int n = 0; n < N; n++) {
-            __m512 x = sums[m * N + n];
-            if (is_diagonal && n == 0)
-                x = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY),
-                                       (__mmask16)(0xffff << (key + m) % LANES), x);
-            highest[start + n] = _mm512_max_ps(highest[start + n], x);
-            _mm512_storeu_ps(q->scores + (key + m) * BLOCK + (start + n) * LANES, x);
+    const int keys = is_diagonal ? n + LANES : BLOCK, vector = n / LANES;
+    const __m512 scale = _mm512_set1_ps(call->scale * 1.44269504f);
+    const __m512 hidden = _mm512_set1_ps(-INFINITY);
+    __m512 high[4] = {hidden, hidden, hidden, hidden};
+    for (int key = 0; key < keys; key += 4)
+        UNROLL for (int i = 0; i < 4; i++)
+            high[i] = _mm512_max_ps(
+                high[i], _mm512_mask_loadu_ps(hidden, visible(key + i, n, is_diagonal),
+                                              q->scores + (key + i) * BLOCK + n));
+    __m512 highest = _mm512_max_ps(_mm512_max_ps(high[0], high[1]), _mm512_max_ps(high[2], high[3]));
+    highest = _mm512_max_ps(q->highest[vector], _mm512_mul_ps(highest, scale));
+    __m512 shrunk = exp2_of(_mm512_sub_ps(q->highest[vector], highest));
+    __m512 sum = _mm512_mul_ps(q->sum[vector], shrunk);
+    for (int key = 0; key < keys; key += 2) {
+        __m512 p[2];
+        UNROLL for (int i = 0; i < 2; i++) {
+            __mmask16 mask = visible(key + i, n, is_diagonal);
+            __m512 x = _mm512_loadu_ps(q->scores + (key + i) * BLOCK + n);
+            p[i] = _mm512_maskz_mov_ps(mask, exp2_of(_mm512_fmsub_ps(x, scale, highest)));
         }
-}
-
-/* All scores of a block, and the highest of each query among them. */
-FAST static void score(Queries *q, const pair *keys, const pair *queries, long size,
-                       int is_diagonal, __m512 *highest)
-{
-    for (int n = 0; n < VECTORS; n++)
-        highest[n] = _mm512_set1_ps(-FLT_MAX);
-    for (int key = 0; key < BLOCK; key += 4)
-        switch (is_diagonal ? key / LANES : -1) {
-        case -1: score_strip(q, keys, queries, size, key, 0, 0, highest); break;
-        case 0: score_strip(q, keys, queries, size, key, 0, 1, highest); break;
-        case 1: score_strip(q, keys, queries, size, key, 1, 1, highest); break;
-        case 2: score_strip(q, keys, queries, size, key, 2, 1, highest); break;
-        default: score_strip(q, keys, queries, size, key, 3, 1, highest);
-        }
-}
-
-/* Takes a block of keys and values into what the queries have seen. */
-FAST static void see(Queries *q, const pair *keys, const pair *values, const pair *queries,
-                     const Call *call, int is_diagonal)
-{
-    __m512 highest[VECTORS], scale = _mm512_set1_ps(scale_of(call) * 1.44269504f);
-    score(q, keys, queries, call->size, is_diagonal, highest);
-    for (int n = 0; n < VECTORS; n++) {
-        __m512 now = _mm512_max_ps(q->highest[n], _mm512_mul_ps(highest[n], scale));
-        __m512 shrunk = exp2_of(_mm512_sub_ps(q->highest[n], now));
-        __m512 low, high, sum = _mm512_mul_ps(q->sum[n], shrunk);
-        for (long d = 0; d < call->size; d++) {
-            float *at = q->out + d * BLOCK + n * LANES;
-            _mm512_storeu_ps(at, _mm512_mul_ps(shrunk, _mm512_loadu_ps(at)));
-        }
-        for (int k = 0; k < (is_diagonal ? (n + 1) * LANES : BLOCK); k += 2) {
-            const float *at = q->scores + k * BLOCK + n * LANES;
-            low = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(at), scale, now));
-            high = exp2_of(_mm512_fmsub_ps(_mm512_loadu_ps(at + BLOCK), scale, now));
-            sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
-            _mm512_storeu_si512(q->weights + k / 2 * BLOCK + n * LANES, pairs_of(low, high));
-        }
-        q->highest[n] = now;
-        q->sum[n] = sum;
+        sum = _mm512_add_ps(sum, _mm512_add_ps(p[0], p[1]));
+        _mm512_storeu_si512(q->weights + key / 2 * BLOCK + n, pairs_of(p[0], p[1]));
     }
-    add_visible(q->out, values, q->weights, call->size, is_diagonal);
+    for (long d = 0; d < call->size; d++) {
+        float *at = q->out + d * BLOCK + n;
+        _mm512_storeu_ps(at, _mm512_mul_ps(shrunk, _mm512_loadu_ps(at)));
+    }
+    q->highest[vector] = highest;
+    q->sum[vector] = sum;
 }
 
 /* Writes the rows of a block of queries that have seen all they may. */
@@ -365,263 +196,216 @@ FAST static void finish(Queries *q, float *rows, bf16 *out, float *statistics, c
             _mm512_storeu_ps(at, _mm512_mul_ps(share, _mm512_loadu_ps(at)));
         }
     }
-    transpose((pair *)rows, (pair *)q->out, call->size, BLOCK);
+    transpose((pair *)rows, call->size, q->out, BLOCK, call->size, BLOCK);
     write_rows(out, call->heads * call->size, rows, 1.0f, call, block, 0);
 }
 
-static long forward_bytes(long blocks, long size)
+static long forward_bytes(const Call *call)
 {
-    return (long)sizeof(Queries) + (2 * blocks + 7) * BLOCK * size * (long)sizeof(bf16);
+    return (long)sizeof(Queries) + (2 * call->blocks + 7) * BLOCK * call->size * 2;
 }
 
 FAST static void forward(void *context, long item, int thread)
 {
     const Call *call = context;
-    long size = call->size, heads = call->heads, blocks = (call->time + BLOCK - 1) / BLOCK;
-    long width = 3 * heads * size, block_pairs = PAIRS * size, bytes = BLOCK * size * 2;
-    const bf16 *from = call->qkv + item / heads * call->time * width + item % heads * 3 * size;
-    bf16 *out = call->out + item / heads * call->time * heads * size + item % heads * size;
-    char *place = call->scratch + thread * call->bytes;
-    Queries *q = take(&place, sizeof(Queries));
-    pair *keys = take(&place, blocks * bytes), *values = take(&place, blocks * bytes);
-    pair *queries = take(&place, bytes), *paired = take(&place, bytes);
-    bf16 *rows = take(&place, bytes);
-    float *out_rows = take(&place, 2 * bytes);
-    q->out = take(&place, 2 * bytes);
-    for (long i = 0; i < blocks; i++) {
-        read_rows((bf16 *)(keys + i * block_pairs), from + size, width, call, i, 1);
-        read_rows(rows, from + 2 * size, width, call, i, 0);
-        pair_rows(paired, rows, size);
-        transpose(values + i * block_pairs, paired, PAIRS, size);
+    long size = call->size, width = call->heads * size, pairs = PAIRS * size, bytes = 4 * pairs;
+    long place = item / call->heads * call->time * width + item % call->heads * size;
+    const bf16 *from = call->qkv + 3 * place;
+    char *scratch = call->scratch + thread * call->bytes;
+    Queries *q = take(&scratch, sizeof(Queries));
+    pair *keys = take(&scratch, call->blocks * bytes), *values = take(&scratch, call->blocks * bytes);
+    pair *queries = take(&scratch, bytes), *paired = take(&scratch, bytes);
+    bf16 *rows = take(&scratch, bytes);
+    float *out_rows = take(&scratch, 2 * bytes);
+    q->out = take(&scratch, 2 * bytes);
+    for (long i = 0; i < call->blocks; i++) {
+        read_rows((bf16 *)(keys + i * pairs), from + size, 3 * width, call, i, AHEAD);
+        pair_rows(paired, PAIRS, from + 2 * size + i * BLOCK * 3 * width, 3 * width,
+                  rows_of(call, i), size);
+        transpose(values + i * pairs, PAIRS, paired, size, PAIRS, size);
     }
-    for (long i = 0; i < blocks; i++) {
-        read_rows(rows, from, width, call, i, 1);
-        transpose(queries, (pair *)rows, BLOCK, size / 2);
+    for (long i = 0; i < call->blocks; i++) {
+        read_rows(rows, from, 3 * width, call, i, AHEAD);
+        transpose(queries, BLOCK, rows, size / 2, BLOCK, size / 2);
+        memset(q->out, 0, (size_t)(2 * bytes));
         for (int n = 0; n < VECTORS; n++) {
             q->highest[n] = _mm512_set1_ps(-FLT_MAX);
             q->sum[n] = _mm512_setzero_ps();
         }
-        memset(q->out, 0, (size_t)(2 * bytes));
-        for (long j = 0; j <= i; j++)
-            see(q, keys + j * block_pairs, values + j * block_pairs, queries, call, j == i);
-        finish(q, out_rows, out, call->statistics + item * 2 * call->time, call, i);
+        for (long j = 0; j <= i; j++) {
+            for (int key = 0; key < BLOCK; key += LANES)
+                score(q->scores + key * BLOCK, keys + j * pairs, queries, key, size, i == j);
+            for (int n = 0; n < BLOCK; n += LANES)
+                if (i == j)
+                    weigh(q, n, call, 1);
+                else
+                    weigh(q, n, call, 0);
+            add_seen(q->out, values + j * pairs, q->weights, size, i == j);
+        }
+        finish(q, out_rows, call->out + place, call->statistics + item * 2 * call->time, call, i);
     }
 }
 
 /* ---- backward ---- */
-
-typedef struct {
-    bf16 weights[BLOCK * BLOCK], d_scores[BLOCK * BLOCK]; /* [key][query] */
-    pair d_score_pairs[PAIRS * BLOCK];                    /* [pair of keys][query] */
-    const pair *keys, *values;                            /* [key][D] as pairs */
-    const pair *queries, *d_out;                          /* [D as pairs][query] */
-    const float *highest, *log_sum, *delta;               /* [query] */
-    __m512 scale;
-} Meeting;
-
-/* The weights of 4 keys from `key` on and the gradients of their scores. */
-INLINE void meet_strip(Meeting *at, long size, int key, int start, int is_diagonal)
-{
-    const int N = VECTORS - start;
-    __m512 p[16], d[16];
-    UNROLL for (int i = 0; i < 4 * N; i++)
-        p[i] = d[i] = _mm512_setzero_ps();
-    multiply(p, 4, N, at->keys + key * size / 2, size / 2, at->queries + start * LANES, BLOCK,
-             size / 2);
-    UNROLL for (int n = 0; n < N; n++) {
-        __m512 highest = _mm512_loadu_ps(at->highest + (start + n) * LANES);
-        __m512 log_sum = _mm512_loadu_ps(at->log_sum + (start + n) * LANES);
-        UNROLL for (int m = 0; m < 4; m++) {
-            __m512 *x = &p[m * N + n];
-            *x = exp2_of(_mm512_sub_ps(_mm512_fmsub_ps(*x, at->scale, highest), log_sum));
-            if (is_diagonal && n == 0)
-                *x = _mm512_maskz_mov_ps((__mmask16)(0xffff << (key + m) % LANES), *x);
-            store_bf16(at->weights + (key + m) * BLOCK + (start + n) * LANES, *x, 0xffff);
-        }
-    }
-    multiply(d, 4, N, at->values + key * size / 2, size / 2, at->d_out + start * LANES, BLOCK,
-             size / 2);
-    UNROLL for (int n = 0; n < N; n++) {
-        __m512 delta = _mm512_loadu_ps(at->delta + (start + n) * LANES);
-        UNROLL for (int m = 0; m < 4; m++) {
-            __m512 *x = &d[m * N + n];
-            *x = _mm512_mul_ps(p[m * N + n], _mm512_sub_ps(*x, delta));
-            store_bf16(at->d_scores + (key + m) * BLOCK + (start + n) * LANES, *x, 0xffff);
-        }
-        UNROLL for (int m = 0; m < 4; m += 2)
-            _mm512_storeu_si512(at->d_score_pairs + (key + m) / 2 * BLOCK + (start + n) * LANES,
-                                pairs_of(d[m * N + n], d[(m + 1) * N + n]));
-    }
-}
-
-FAST static void meet(Meeting *at, long size, int is_diagonal)
-{
-    for (int key = 0; key < BLOCK; key += 4)
-        switch (is_diagonal ? key / LANES : -1) {
-        case -1: meet_strip(at, size, key, 0, 0); break;
-        case 0: meet_strip(at, size, key, 0, 1); break;
-        case 1: meet_strip(at, size, key, 1, 1); break;
-        case 2: meet_strip(at, size, key, 2, 1); break;
-        default: meet_strip(at, size, key, 3, 1);
-        }
-}
-
-/* to[key][D] += weights[key][query] from[query][D], the pairs of `from` along the queries. */
-FAST static void add_seen(float *to, const bf16 *weights, const pair *from, long size,
-                          int is_diagonal)
-{
-    const pair *a = (const pair *)weights;
-    if (!is_diagonal)
-        add_product(to, size, a, PAIRS, from, size, BLOCK, size / LANES, PAIRS);
-    else
-        for (int start = 0; start < BLOCK; start += LANES)
-            add_product(to + start * size, size, a + start * PAIRS + start / 2, PAIRS,
-                        from + start / 2 * size, size, LANES, size / LANES, (BLOCK - start) / 2);
-}
 
 /* What the backward pass needs of every block of queries of a head. */
 typedef struct {
     pair *queries, *query_pairs, *d_out, *d_out_pairs; /* [blocks][32 D] */
     float *d_queries;                                  /* [blocks][D][64] */
     float *highest, *log_sum, *delta;                  /* [blocks][64] */
-} Asking;
+} Queried;
 
-/* Reads the queries of a block, their gradients, and the sum of each gradient times its output. */
-FAST static void ask(Asking *to, bf16 *rows, const bf16 *queries, const bf16 *out,
-                     const bf16 *d_out, const Call *call, long block)
+/* A block of keys against a block of queries. */
+typedef struct {
+    float scores[LANES * BLOCK], d_weights[LANES * BLOCK]; /* [16 keys][query] */
+    bf16 weights[BLOCK * BLOCK], d_scores[BLOCK * BLOCK];  /* [key][query] */
+    pair d_score_pairs[PAIRS * BLOCK];                     /* [pair of keys][query] */
+} Meeting;
+
+/* Reads the queries of a block, the gradients of their outputs, and of each their product. */
+FAST static void read_queries(Queried *to, bf16 *rows, const Call *call, long offset, long block)
 {
-    long size = call->size, width = call->heads * size, place = block * PAIRS * size;
-    read_rows(rows, queries, 3 * width, call, block, 1);
-    transpose(to->queries + place, (pair *)rows, BLOCK, size / 2);
-    pair_rows(to->query_pairs + place, rows, size);
-    read_rows(rows, d_out, width, call, block, 0);
-    transpose(to->d_out + place, (pair *)rows, BLOCK, size / 2);
-    pair_rows(to->d_out_pairs + place, rows, size);
-    out += block * BLOCK * width;
-    for (long i = 0; i < BLOCK; i++, out += width) {
+    long size = call->size, width = call->heads * size, pairs = block * PAIRS * size;
+    long place = offset + block * BLOCK * width, num_rows = rows_of(call, block);
+    const bf16 *out = call->out + place, *d_out = call->d_out + place;
+    read_rows(rows, call->qkv + 3 * offset, 3 * width, call, block, AHEAD);
+    transpose(to->queries + pairs, BLOCK, rows, size / 2, BLOCK, size / 2);
+    pair_rows(to->query_pairs + pairs, PAIRS, rows, size, BLOCK, size);
+    transpose(to->d_out + pairs, BLOCK, d_out, width / 2, num_rows, size / 2);
+    pair_rows(to->d_out_pairs + pairs, PAIRS, d_out, width, num_rows, size);
+    for (long i = 0; i < num_rows; i++, out += width, d_out += width) {
         __m512 sum = _mm512_setzero_ps();
-        for (long j = 0; i < rows_of(call, block) && j < size; j += LANES)
-            sum = _mm512_fmadd_ps(load_bf16(rows + i * size + j, 0xffff),
-                                  load_bf16(out + j, 0xffff), sum);
+        for (long j = 0; j < size; j += LANES)
+            sum = _mm512_fmadd_ps(load_bf16(d_out + j, 0xffff), load_bf16(out + j, 0xffff), sum);
         to->delta[block * BLOCK + i] = _mm512_reduce_add_ps(sum);
     }
 }
 
-static long backward_bytes(long blocks, long size)
+/* Of 16 keys and 16 queries from `key` and n on: the weights again, the gradients of scores. */
+INLINE void weigh_again(Meeting *at, int key, int n, const Queried *q, long block,
+                             const Call *call, int is_diagonal)
 {
-    return (long)sizeof(Meeting) + (6 * blocks + 11) * BLOCK * size * (long)sizeof(bf16) +
-           3 * blocks * BLOCK * (long)sizeof(float);
+    const __m512 scale = _mm512_set1_ps(call->scale * 1.44269504f);
+    const __m512 highest = _mm512_loadu_ps(q->highest + block * BLOCK + n);
+    const __m512 log_sum = _mm512_loadu_ps(q->log_sum + block * BLOCK + n);
+    const __m512 delta = _mm512_loadu_ps(q->delta + block * BLOCK + n);
+    const float *scores = at->scores + n, *d_weights = at->d_weights + n;
+    for (int end = key + LANES; key < end; key += 2) {
+        __m512 d[2];
+        UNROLL for (int i = 0; i < 2; i++, scores += BLOCK, d_weights += BLOCK) {
+            long place = (key + i) * BLOCK + n;
+            __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores), scale, highest);
+            __m512 p = _mm512_maskz_mov_ps(visible(key + i, n, is_diagonal),
+                                           exp2_of(_mm512_sub_ps(x, log_sum)));
+            d[i] = _mm512_mul_ps(p, _mm512_sub_ps(_mm512_loadu_ps(d_weights), delta));
+            store_bf16(at->weights + place, p, 0xffff);
+            store_bf16(at->d_scores + place, d[i], 0xffff);
+        }
+        _mm512_storeu_si512(at->d_score_pairs + key / 2 * BLOCK + n, pairs_of(d[0], d[1]));
+    }
+}
+
+static long backward_bytes(const Call *call)
+{
+    return (long)sizeof(Meeting) + (6 * call->blocks + 11) * BLOCK * call->size * 2 +
+           3 * call->blocks * BLOCK * (long)sizeof(float);
 }
 
 FAST static void backward(void *context, long item, int thread)
 {
     const Call *call = context;
-    long size = call->size, heads = call->heads, blocks = (call->time + BLOCK - 1) / BLOCK;
-    long width = 3 * heads * size, block_pairs = PAIRS * size, bytes = BLOCK * size * 2;
-    long offset = item / heads * call->time * width + item % heads * 3 * size;
-    long out_offset = item / heads * call->time * heads * size + item % heads * size;
-    const bf16 *from = call->qkv + offset;
-    bf16 *to = call->d_qkv + offset;
-    char *place = call->scratch + thread * call->bytes;
-    Meeting *at = take(&place, sizeof(Meeting));
-    Asking all;
-    all.queries = take(&place, blocks * bytes);
-    all.query_pairs = take(&place, blocks * bytes);
-    all.d_out = take(&place, blocks * bytes);
-    all.d_out_pairs = take(&place, blocks * bytes);
-    all.d_queries = take(&place, 2 * blocks * bytes);
-    all.highest = take(&place, blocks * BLOCK * 4);
-    all.log_sum = take(&place, blocks * BLOCK * 4);
-    all.delta = take(&place, blocks * BLOCK * 4);
-    bf16 *rows = take(&place, bytes), *keys = take(&place, bytes), *values = take(&place, bytes);
-    pair *paired = take(&place, bytes), *keys_t = take(&place, bytes);
-    float *d_keys = take(&place, 2 * bytes), *d_values = take(&place, 2 * bytes);
-    float *turned = take(&place, 2 * bytes);
-    memset(all.d_queries, 0, (size_t)(2 * blocks * bytes));
-    memset(all.highest, 0, (size_t)(2 * blocks * BLOCK) * 4);
-    memcpy(all.highest, call->statistics + item * 2 * call->time, (size_t)call->time * 4);
-    memcpy(all.log_sum, call->statistics + (item * 2 + 1) * call->time, (size_t)call->time * 4);
+    long size = call->size, width = call->heads * size, blocks = call->blocks;
+    long pairs = PAIRS * size, bytes = 4 * pairs, floats = blocks * BLOCK * (long)sizeof(float);
+    long place = item / call->heads * call->time * width + item % call->heads * size;
+    const float *statistics = call->statistics + item * 2 * call->time;
+    const bf16 *from = call->qkv + 3 * place;
+    bf16 *to = call->d_qkv + 3 * place;
+    char *scratch = call->scratch + thread * call->bytes;
+    Meeting *at = take(&scratch, sizeof(Meeting));
+    Queried q = {.delta = take(&scratch, floats), .highest = take(&scratch, floats),
+                 .log_sum = take(&scratch, floats), .queries = take(&scratch, blocks * bytes),
+                 .query_pairs = take(&scratch, blocks * bytes),
+                 .d_out = take(&scratch, blocks * bytes),
+                 .d_out_pairs = take(&scratch, blocks * bytes)};
+    bf16 *keys = take(&scratch, bytes), *values = take(&scratch, bytes);
+    pair *paired = take(&scratch, bytes), *turned_keys = take(&scratch, bytes);
+    float *d_keys = take(&scratch, 2 * bytes), *d_values = take(&scratch, 2 * bytes);
+    float *rows = take(&scratch, 2 * bytes);
+    q.d_queries = take(&scratch, 2 * blocks * bytes);
+    memset(q.delta, 0, (size_t)floats);
+    memset(q.highest, 0, (size_t)floats);
+    memset(q.log_sum, 0, (size_t)floats);
+    memset(q.d_queries, 0, (size_t)(2 * blocks * bytes));
+    memcpy(q.highest, statistics, (size_t)call->time * sizeof(float));
+    memcpy(q.log_sum, statistics + call->time, (size_t)call->time * sizeof(float));
     for (long i = 0; i < blocks; i++)
-        ask(&all, rows, from, call->out + out_offset, call->d_out + out_offset, call, i);
-    at->scale = _mm512_set1_ps(scale_of(call) * 1.44269504f);
-    at->keys = (pair *)keys;
-    at->values = (pair *)values;
+        read_queries(&q, (bf16 *)rows, call, place, i);
     for (long j = 0; j < blocks; j++) {
-        read_rows(keys, from + size, width, call, j, 1);
-        read_rows(values, from + 2 * size, width, call, j, 0);
-        pair_rows(paired, keys, size);
-        transpose(keys_t, paired, PAIRS, size);
+        read_rows(keys, from + size, 3 * width, call, j, AHEAD);
+        read_rows(values, from + 2 * size, 3 * width, call, j, 0);
+        pair_rows(paired, PAIRS, keys, size, BLOCK, size);
+        transpose(turned_keys, PAIRS, paired, size, PAIRS, size);
         memset(d_keys, 0, (size_t)(2 * bytes));
         memset(d_values, 0, (size_t)(2 * bytes));
         for (long i = j; i < blocks; i++) {
-            at->queries = all.queries + i * block_pairs;
-            at->d_out = all.d_out + i * block_pairs;
-            at->highest = all.highest + i * BLOCK;
-            at->log_sum = all.log_sum + i * BLOCK;
-            at->delta = all.delta + i * BLOCK;
-            meet(at, size, i == j);
-            add_seen(d_values, at->weights, all.d_out_pairs + i * block_pairs, size, i == j);
-            add_seen(d_keys, at->d_scores, all.query_pairs + i * block_pairs, size, i == j);
-            add_visible(all.d_queries + 2 * i * block_pairs, keys_t, at->d_score_pairs, size, i == j);
+            for (int key = 0; key < BLOCK; key += LANES) {
+                score(at->scores, (pair *)keys, q.queries + i * pairs, key, size, i == j);
+                score(at->d_weights, (pair *)values, q.d_out + i * pairs, key, size, i == j);
+                if (i == j)
+                    weigh_again(at, key, key, &q, i, call, 1);
+                for (int n = i == j ? key + LANES : 0; n < BLOCK; n += LANES)
+                    weigh_again(at, key, n, &q, i, call, 0);
+            }
+            add_asked(d_values, at->weights, q.d_out_pairs + i * pairs, size, i == j);
+            add_asked(d_keys, at->d_scores, q.query_pairs + i * pairs, size, i == j);
+            add_seen(q.d_queries + 2 * i * pairs, turned_keys, at->d_score_pairs, size, i == j);
         }
-        write_rows(to + size, width, d_keys, scale_of(call), call, j, 1);
-        write_rows(to + 2 * size, width, d_values, 1.0f, call, j, 0);
+        write_rows(to + size, 3 * width, d_keys, call->scale, call, j, BACK);
+        write_rows(to + 2 * size, 3 * width, d_values, 1.0f, call, j, 0);
     }
     for (long i = 0; i < blocks; i++) {
-        transpose((pair *)turned, (pair *)(all.d_queries + 2 * i * block_pairs), size, BLOCK);
-        write_rows(to, width, turned, scale_of(call), call, i, 1);
+        transpose((pair *)rows, size, q.d_queries + 2 * i * pairs, BLOCK, size, BLOCK);
+        write_rows(to, 3 * width, rows, call->scale, call, i, BACK);
     }
 }
 
-/* ---- what Python calls ---- */
+/* ---- what Python calls; tensors are contiguous; 1 where there is no memory, else 0 ---- */
 
-static int compute(Call *call, void (*task)(void *, long, int), long bytes, long batch,
-                   int num_threads)
+static int compute(Call *call, const long *shape, long (*bytes)(const Call *),
+                   void (*head)(void *, long, int), int num_threads)
 {
-    call->bytes = bytes;
-    call->scratch = aligned_alloc(64, (size_t)(bytes * num_threads));
+    call->time = shape[1];
+    call->heads = shape[2];
+    call->size = shape[3];
+    call->rotary = shape[4];
+    call->scale = 1.0f / sqrtf((float)call->size);
+    call->blocks = (call->time + BLOCK - 1) / BLOCK;
+    call->bytes = bytes(call);
+    call->scratch = aligned_alloc(64, (size_t)(call->bytes * num_threads));
     if (!call->scratch)
         return 1;
-    parallel(task, call, batch * call->heads, num_threads);
+    parallel(head, call, shape[0] * call->heads, num_threads);
     free(call->scratch);
     return 0;
 }
 
-/* Fills out [B, T, H, D] and statistics [B, H, 2, T]; 1 where there is no memory, else 0.
-   `shape` is B, T, H, D, R; all bfloat16 but the statistics, and contiguous. */
+/* Fills out [B, T, H, D] and statistics [B, H, 2, T] from qkv [B, T, H, 3D], cos and sin [T, R];
+   `shape` is B, T, H, D, R. */
 int attention_forward(const void *qkv, const void *cos, const void *sin, const long *shape,
-                      void *out, float *statistics, int num_threads)
+                      void *out, void *statistics, int num_threads)
 {
-    Call call = {.qkv = qkv, .cos = cos, .sin = sin, .out = out, .statistics = statistics,
-                 .time = shape[1], .heads = shape[2], .size = shape[3], .rotary = shape[4]};
-    long blocks = (call.time + BLOCK - 1) / BLOCK;
-    return compute(&call, forward, forward_bytes(blocks, call.size), shape[0], num_threads);
+    Call call = {.qkv = qkv, .cos = cos, .sin = sin, .out = out, .statistics = statistics};
+    return compute(&call, shape, forward_bytes, forward, num_threads);
 }
 
-/* Fills d_qkv [B, T, H, 3D] from what the forward pass read and filled, and d_out [B, T, H, D]. */
+/* Fills d_qkv [B, T, H, 3D] from d_out [B, T, H, D] and what the forward pass read and filled. */
 int attention_backward(const void *qkv, const void *cos, const void *sin, const long *shape,
-                       void *out, float *statistics, const void *d_out, void *d_qkv,
+                       void *out, void *statistics, const void *d_out, void *d_qkv,
                        int num_threads)
 {
     Call call = {.qkv = qkv, .cos = cos, .sin = sin, .out = out, .statistics = statistics,
-                 .d_out = d_out, .d_qkv = d_qkv, .time = shape[1], .heads = shape[2],
-                 .size = shape[3], .rotary = shape[4]};
-    long blocks = (call.time + BLOCK - 1) / BLOCK;
-    return compute(&call, backward, backward_bytes(blocks, call.size), shape[0], num_threads);
-}
-
-/* The version of this kernel, 0 where the processor cannot run it. */
-int attention_version(void)
-{
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-}
-
-#else
-
-int attention_version(void)
-{
-    return 0;
+                 .d_out = d_out, .d_qkv = d_qkv};
+    return compute(&call, shape, backward_bytes, backward, num_threads);
 }
 
 #endif

@@ -13,8 +13,10 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import torch
+
 # A version changes with the bits a kernel gives, or with how it is called.
-VERSIONS = {"attention": 1, "loss": 1}
+VERSIONS = {"attention": 1}
 
 
 @cache
@@ -22,24 +24,13 @@ def library() -> ctypes.CDLL | None:
     """The kernels, or None where there are none or they are turned off."""
     if os.environ.get("ONTOGENY_KERNELS") == "0":
         return None
-    places = (Path(__file__).with_name("_kernels" + suffix) for suffix in EXTENSION_SUFFIXES)
-    found = next((place for place in places if place.is_file()), None)
-    try:
-        return None if found is None else ctypes.CDLL(str(found))
-    except OSError:  # built for another machine
-        return None
+    return find(Path(__file__).parent)
 
 
 @cache
 def features() -> list[str]:
     """The kernels this processor can run, each with its version, as in `attention-1`."""
-    kernels = library()
-    return [
-        f"{name}-{version}"
-        for name, version in VERSIONS.items()
-        # A library left from an older build lacks a kernel, or has it in another version.
-        if kernels is not None and _version(kernels, name) == version
-    ]
+    return runnable(library())
 
 
 def has(name: str) -> bool:
@@ -47,7 +38,31 @@ def has(name: str) -> bool:
     return f"{name}-{VERSIONS[name]}" in features()
 
 
-def _version(kernels: ctypes.CDLL, name: str) -> int:
-    """The version of a kernel as built, 0 where it cannot run."""
-    told = getattr(kernels, f"{name}_version", None)
-    return 0 if told is None else int(told())
+def find(folder: Path) -> ctypes.CDLL | None:
+    """The library in a folder, set to work on torch's threads; None where none can be loaded."""
+    places = (folder / f"_kernels{suffix}" for suffix in EXTENSION_SUFFIXES)
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        return None
+    try:
+        kernels = ctypes.CDLL(str(place))
+    except OSError:  # built for another machine
+        return None
+    # Through the module of torch its own runtime is found, however that is called and packed.
+    team = getattr(ctypes.CDLL(torch._C.__file__), "GOMP_parallel", None)
+    if team is not None and hasattr(kernels, "use_team"):
+        kernels.use_team(ctypes.cast(team, ctypes.c_void_p))
+    return kernels
+
+
+def runnable(kernels: ctypes.CDLL | None) -> list[str]:
+    """Of a library, the kernels that run here; one left from an older build is not among them."""
+    return [
+        f"{name}-{wanted}" for name, wanted in VERSIONS.items() if _told(kernels, name) == wanted
+    ]
+
+
+def _told(kernels: ctypes.CDLL | None, name: str) -> int:
+    """The version of a kernel as built; 0 where it was not, or cannot run."""
+    tell = getattr(kernels, f"{name}_version", None)
+    return 0 if tell is None else int(tell())
