@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 # A version changes with the bits a kernel gives, or with how it is called.
-VERSIONS = {"attention": 1}
+VERSIONS = {"attention": 1, "loss": 1}
 
 
 @cache
@@ -36,6 +36,10 @@ def features() -> list[str]:
 def has(name: str) -> bool:
     """Whether the kernel of that name can be used here."""
     return f"{name}-{VERSIONS[name]}" in features()
+
+
+# What torch.compiler.assume_constant_result would set, which imports torch's compiler, for seconds.
+has._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def find(folder: Path) -> ctypes.CDLL | None:
