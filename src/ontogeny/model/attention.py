@@ -103,6 +103,8 @@ def empty_results(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
 def call(name: str, inputs: list[Tensor], others: list[Tensor]) -> None:
     """Call a kernel on contiguous tensors, with as many threads as torch uses."""
     batch, time, heads, size = inputs[0].shape
+    assert inputs[1].shape == inputs[2].shape == (time, inputs[1].shape[1])
+    assert all(part.dtype == torch.bfloat16 for part in inputs)
     shape = (ctypes.c_long * 5)(batch, time, heads, size // 3, inputs[1].shape[1])
     pointers = [ctypes.c_void_p(part.data_ptr()) for part in (*inputs, *others)]
     function = getattr(library(), name)
