@@ -104,6 +104,8 @@ class UpdateMetrics:
 
     `tokens` counts what was consumed including this update; `rows_digest` rolls over every row so
     far, so runs that saw the same rows agree on it at equal tokens. `seconds` is wall time.
+    In fp16 the loss was multiplied by `loss_scale`; where the gradient then overflowed the update
+    was skipped, and its norm is 0. A line leaves both out where they are as below.
     """
 
     update: int
@@ -113,14 +115,18 @@ class UpdateMetrics:
     tokens: int
     rows_digest: str
     seconds: float
+    loss_scale: float = 1.0
+    skipped: bool = False
 
     def line(self) -> str:
         """The line, with the first digits of its own digest: an altered one is noticed."""
-        values = asdict(self)
+        usual = {field.name: field.default for field in fields(self)}
+        values = {name: value for name, value in asdict(self).items() if value != usual[name]}
         return json.dumps(values | {CHECK: digest_json(values)[:SHORT]}) + "\n"
 
 
 METRICS_KEYS = frozenset(field.name for field in fields(UpdateMetrics))
+NEEDED_KEYS = METRICS_KEYS - {"loss_scale", "skipped"}
 CHECK = "check"
 
 
@@ -144,7 +150,8 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
     try:
         values: Any = json.loads(line)
         check = values.pop(CHECK, None) if isinstance(values, dict) else None
-        is_row = check == digest_json(values)[:SHORT] and values.keys() == METRICS_KEYS
+        is_row = check == digest_json(values)[:SHORT]
+        is_row = is_row and NEEDED_KEYS <= values.keys() <= METRICS_KEYS
         fits = is_row and all(_fits(name, value) for name, value in values.items())
         return UpdateMetrics(**values) if fits else None
     except (ValueError, TypeError, RecursionError):
@@ -154,6 +161,8 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
 def _fits(name: str, value: Any) -> bool:
     if name == "rows_digest":
         return isinstance(value, str)
+    if name == "skipped":
+        return value is True
     return isinstance(value, int | float) and math.isfinite(value)
 
 

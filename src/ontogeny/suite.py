@@ -33,11 +33,13 @@ class Recipe:
     rotary_tables: RotaryTables
     optimizer_counts_from: int  # updates Adam's bias correction believes were done at the start
     vocab_follows_size: bool  # padded per size (its tensor parallelism), or once for all
+    rate_waits: bool  # an update that is skipped in fp16 takes no place in the schedule
+    unscales_by_next: bool  # where the loss scale doubles, the gradient comes out half as large
 
 
 RECIPES: dict[RecipeName, Recipe] = {
-    "pythia": Recipe(True, True, "gelu_tanh", "compute", 1, True),
-    "sound": Recipe(False, False, "gelu", "float32", 0, False),
+    "pythia": Recipe(True, True, "gelu_tanh", "compute", 1, True, True, True),
+    "sound": Recipe(False, False, "gelu", "float32", 0, False, False, False),
 }
 
 
@@ -94,6 +96,21 @@ class OrderSettings(Settings):
     seed: int = Field(default=1234, ge=0, lt=2**32)
 
 
+class LossScaleSettings(Settings):
+    """What the loss is multiplied by in fp16, where small gradients would be rounded to 0."""
+
+    initial: float = Field(default=4096.0, gt=0, lt=2.0**64)
+    window: int = Field(default=1000, ge=1)  # updates without overflow until it doubles
+    hysteresis: int = Field(default=2, ge=1)  # overflows until it halves
+    floor: float = Field(default=1.0, gt=0)  # an overflow there ends the run
+
+    @model_validator(mode="after")
+    def _begins_above_the_floor(self) -> LossScaleSettings:
+        if self.initial < self.floor:
+            raise ValueError(f"initial {self.initial:g} is below the floor {self.floor:g}")
+        return self
+
+
 class TrainingSettings(Settings):
     """The optimizer, the schedule and what is saved; shared by the members unless they override."""
 
@@ -109,6 +126,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(default=0.1, ge=0)
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Precision = "auto"
+    loss_scale: LossScaleSettings = LossScaleSettings()  # of fp16
     threads: int = Field(default=1, ge=1)  # a rank; part of what makes equal bits
     compile: bool = False  # by torch's compiler, which must be told before: other bits come out
     reproducible: bool = True  # the same bits for any number of ranks

@@ -55,7 +55,7 @@ def generate(
     """Continue a text with any checkpoint."""
     from ontogeny.checkpoints.store import load_checkpoint
     from ontogeny.evaluation.score import continue_text
-    from ontogeny.model.neox import DTYPES
+    from ontogeny.model.neox import SCORING_DTYPES
     from ontogeny.tokens.vocabulary import TOKENIZER, load_vocabulary
     from ontogeny.training.run import open_run
 
@@ -65,7 +65,7 @@ def generate(
         load_checkpoint(run, step),
         vocabulary.encode(prompt) or [vocabulary.eod],
         tokens,
-        DTYPES[settings.training.precision],
+        SCORING_DTYPES[settings.training.precision],
         temperature=temperature,
         seed=seed,
         end=vocabulary.eod,

@@ -15,7 +15,7 @@ from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.evaluation.held_out import HeldOutDocument, LastWord, held_out_documents, last_words
 from ontogeny.evaluation.intervals import mean_interval, ratio_interval
 from ontogeny.evaluation.score import answer
-from ontogeny.model.neox import DTYPES, NeoX
+from ontogeny.model.neox import SCORING_DTYPES, NeoX
 from ontogeny.results import ITEMS, SCORES, Item, Score, write_items, write_scores
 from ontogeny.steps import list_steps, step_folder
 from ontogeny.suite import EvaluationSettings
@@ -89,7 +89,7 @@ def sweep_run(
     `observe` is told of every step that is done.
     """
     opened = open_artifact(run, "run")
-    dtype = DTYPES[opened.config["training"]["precision"]]
+    dtype = SCORING_DTYPES[opened.config["training"]["precision"]]
     rows = Rows()
     with writing(folder, "scores", config=settings.resolved(), inputs=inputs) as draft:
         for step in list_steps(run):

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ontogeny.model.attention import causal_attention
 from ontogeny.shape import Shape
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}  # what the arithmetic may run in
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # to train in
+SCORING_DTYPES = DTYPES | {"fp16": torch.float32}  # half precision overflows where nobody looks
 
 
 class Linear(nn.Linear):
