@@ -73,7 +73,7 @@ def copy(run: Run, tmp_path: Path) -> Run:
 
 
 def is_true(found: Replayed, truth: dict[int, State], step: int) -> bool:
-    state = {**found.model.state_dict(), **found.optimizer.named_state()}
+    state = {**found.model.state_dict(), **found.moments}
     assert found.progress.step == step
     assert state.keys() == truth[step].keys()
     return all(torch.equal(state[name], tensor) for name, tensor in truth[step].items())

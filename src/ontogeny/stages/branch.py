@@ -158,4 +158,4 @@ def _state(parent: Materials, step: int) -> Start:
     settings = parent.run.settings
     with machine.threads(settings.training.threads):
         bits = ALONE.bits(settings)
-    return Start(found.model, found.optimizer.named_state(), found.progress, bits)
+    return Start(found.model, found.moments, found.progress, bits)

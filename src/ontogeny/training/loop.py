@@ -20,6 +20,7 @@ from ontogeny.training import machine
 from ontogeny.training.layout import require_layout
 from ontogeny.training.metrics import MetricsFile, Sink
 from ontogeny.training.parts import whole, whole_model
+from ontogeny.training.prefetch import Feed
 from ontogeny.training.ranks import ALONE, Ranks
 from ontogeny.training.run import Run, Start, locked
 from ontogeny.training.update import State, require_fit, resumed, take_update
@@ -60,8 +61,11 @@ def train(
         if ranks.is_first:
             metrics = stack.enter_context(MetricsFile(run.path / METRICS, state.progress.step))
         saver.save()
+        feed = stack.enter_context(
+            Feed(batches, state.progress, settings.num_updates, machine.device())
+        )
         while state.progress.step < settings.num_updates:
-            row = take_update(run, batches, state)
+            row = take_update(run, feed, state)
             if metrics is not None:
                 metrics.write(row)
                 for sink in sinks:
@@ -120,7 +124,7 @@ class Saver:
         is_full = step in run.settings.full_state_steps or with_state
         model, moments = whole_model(state.model), {}
         if is_full:
-            moments = {name: whole(one) for name, one in state.optimizer.named_state().items()}
+            moments = {name: whole(one) for name, one in state.named_state().items()}
             self.saved_at = time.monotonic()
         if not state.ranks.is_first:
             return

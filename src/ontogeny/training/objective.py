@@ -32,7 +32,10 @@ class Objective(nn.Module):
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )
 
-    def forward(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """The mean loss, float32, of int64 rows [N, T + 1], computed in `dtype`."""
+    def forward(self, rows: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+        """The mean loss, float32, of int64 rows [N, T + 1], computed in `dtype`.
+
+        Its gradient comes out multiplied by `scale`.
+        """
         hidden = self.model.hidden(rows[:, :-1], dtype).flatten(0, 1)
-        return self.loss(hidden, self.model.embed_out.weight, rows[:, 1:].flatten())
+        return self.loss(hidden, self.model.embed_out.weight, rows[:, 1:].flatten(), scale)

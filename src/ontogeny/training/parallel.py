@@ -63,7 +63,7 @@ def distribute(objective: Objective, ranks: Ranks, training: TrainingSettings) -
     fully_shard(objective, mesh=ranks.mesh["data"], reshard_after_forward=frees)
     for module in (*objective.model.layers, objective):
         sharded = cast("FSDPModule", module)
-        sharded.set_gradient_divide_factor(1.0)  # a leaf's is its share of the mean already
+        sharded.set_gradient_divide_factor(1.0)  # `take_update` divides at the end
         sharded.set_force_sum_reduction_for_comms(True)
         if training.reproducible:
             sent = torch.float32 if module is objective else dtype

@@ -7,11 +7,13 @@ replayed while it trains. Not here: what an update does (`update.py`), writing t
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import (
@@ -32,7 +34,7 @@ from ontogeny.results import UpdateMetrics
 from ontogeny.steps import METRICS, list_steps, state_folder, step_folder
 from ontogeny.training import machine
 from ontogeny.training.metrics import Sink, whole_rows
-from ontogeny.training.optimizer import AdamW
+from ontogeny.training.prefetch import Feed
 from ontogeny.training.ranks import ALONE
 from ontogeny.training.run import Run, Start
 from ontogeny.training.update import State, require_fit, resumed, take_update
@@ -66,7 +68,7 @@ class Replayed:
     """The full state of a run after some step, and what was compared to get there."""
 
     model: NeoX
-    optimizer: AdamW
+    moments: dict[str, Tensor]  # what a full state holds besides the weights
     progress: Progress
     start: int  # the step it was derived from
     is_from_settings: bool  # no state was kept there: from the initial model
@@ -78,13 +80,12 @@ class Replayed:
     @property
     def digest(self) -> str:
         """The digest of weights, moments and progress: equal for equal states."""
-        moments = self.optimizer.named_state()
         return digest_json(
             {
                 "step": self.progress.step,
                 "rows_digest": self.progress.rows_digest,
                 "weights": tensor_digests(self.model),
-                "optimizer": {name: digest_tensor(moment) for name, moment in moments.items()},
+                "optimizer": {name: digest_tensor(moment) for name, moment in self.moments.items()},
             }
         )
 
@@ -111,24 +112,25 @@ def replay(
             f"no step {step}", where=run.path, expected=f"a step from {first} to {last}"
         )
     machine.keep_freed_memory()
-    with machine.threads(run.settings.training.threads):
+    with ExitStack() as stack:
+        stack.enter_context(machine.threads(run.settings.training.threads))
         origin = _origin(run, batches, step, start)
         if not tolerant:
             _require_same_bits(run, origin, step)
-        state, record = (
-            resumed(run, origin, ALONE),
-            _Record(run, origin.progress.step, step, tolerant),
-        )
+        state = resumed(run, origin, ALONE)
+        record = _Record(run, origin.progress.step, step, tolerant)
+        feed = stack.enter_context(Feed(batches, state.progress, step, machine.device()))
         record.compare_weights(state)
         while state.progress.step < step:
-            row = take_update(run, batches, state)
+            row = take_update(run, feed, state)
             record.compare_metrics(row)
             record.compare_weights(state)
             if observe is not None:
                 observe(row)
     return Replayed(
-        state.model, state.optimizer, state.progress, origin.progress.step, not origin.optimizer,
-        record.passed, record.num_compared, record.loss_deviation, record.seconds,
+        state.model, state.named_state(), state.progress, origin.progress.step,
+        not origin.optimizer, record.passed, record.num_compared, record.loss_deviation,
+        record.seconds,
     )  # fmt: skip
 
 
@@ -147,7 +149,7 @@ def publish(run: Run, replayed: Replayed, folder: Path | None, state: Path | Non
         )
     if state is not None:
         save_state(
-            run.artifact, model, replayed.optimizer.named_state(), progress,
+            run.artifact, model, replayed.moments, progress,
             with_weights=True, provenance=provenance, folder=state,
         )  # fmt: skip
 

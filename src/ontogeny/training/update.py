@@ -1,4 +1,4 @@
-"""One update: read a batch, forward, backward, clip, AdamW.
+"""One update: rows, forward, backward, clip, AdamW.
 
 All it does is a function of the settings, the order and the updates before it. Training and replay
 both go through it, so that neither can compute what the other does not. Not here: what is kept of
@@ -19,16 +19,18 @@ from torch import Tensor
 from ontogeny.checkpoints.store import Progress, list_states
 from ontogeny.errors import ConfigError, OrderError, TrainingError
 from ontogeny.model.neox import NeoX
-from ontogeny.order.batches import Batches, roll, rows_of_rank
+from ontogeny.order.batches import Batches, rows_of_rank
 from ontogeny.results import UpdateMetrics
 from ontogeny.steps import list_steps
-from ontogeny.suite import RunSettings
+from ontogeny.suite import RECIPES, RunSettings
 from ontogeny.training import machine
 from ontogeny.training.objective import Objective
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.parts import own
+from ontogeny.training.prefetch import Feed
 from ontogeny.training.ranks import Ranks
 from ontogeny.training.run import Run, Start
+from ontogeny.training.scaling import LossScale, loss_scale
 from ontogeny.training.schedule import learning_rate
 from ontogeny.training.tree import Tree
 
@@ -42,6 +44,11 @@ class State:
     optimizer: AdamW
     progress: Progress
     ranks: Ranks
+    scale: LossScale
+
+    def named_state(self) -> dict[str, Tensor]:
+        """All of it but weights and progress, as a flat table of tensors."""
+        return self.optimizer.named_state() | self.scale.named_state()
 
 
 def require_fit(run: Run, batches: Batches) -> None:
@@ -77,37 +84,47 @@ def resumed(run: Run, start: Start, ranks: Ranks) -> State:
     optimizer = AdamW(model, run.settings)
     if start.optimizer:
         optimizer.restore(start.optimizer)
-    return State(model, objective, optimizer, start.progress, ranks)
+    scale = loss_scale(run.settings, start.progress.step, start.optimizer)
+    return State(model, objective, optimizer, start.progress, ranks, scale)
 
 
-def take_update(run: Run, batches: Batches, state: State) -> UpdateMetrics:
+def take_update(run: Run, feed: Feed, state: State) -> UpdateMetrics:
     """Take a state one update further, and tell how it went.
 
-    Raises TrainingError when the loss or the gradient is not finite; the weights have not moved.
+    In fp16 an update whose gradient overflows is skipped: its rows are consumed, no weight moves.
+    Raises TrainingError when loss or gradient is not finite otherwise; nothing has moved then.
     """
-    began = time.perf_counter()
-    settings, update = run.settings, state.progress.step
-    rows = batches(update)  # int64 [rows, T + 1], a function of the update alone
-    rate = learning_rate(update, settings)
-    loss, gradients = accumulate(state.objective, torch.from_numpy(rows), settings, state.ranks)
-    norm = gradient_norm(state.model, gradients, state.ranks)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise not_finite(run, update, batches.place(update), loss, norm)
-    share = min(1.0, settings.training.clip_norm / (norm + 1e-6))
-    torch._foreach_mul_(list(gradients.values()), share)
-    state.optimizer.step(gradients, rate)
+    began, settings, recipe = time.perf_counter(), run.settings, RECIPES[run.settings.recipe]
+    update, scale, rows = state.progress.step, state.scale, feed.take()
+    rate = learning_rate(update - scale.num_skipped * recipe.rate_waits, settings)
+    loss, gradients = accumulate(state.objective, rows.tokens, settings, state.ranks, scale.value)
+    norm = gradient_norm(state.model, gradients, state.ranks)  # of leaves added up and scaled
+    skipped = scale.can_fall and not math.isfinite(norm)
+    if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):
+        raise not_finite(run, update, rows.place, scale, f"loss {loss} and gradient norm {norm}")
+    state.scale = scale.after(update, overflows=skipped)
+    divisor = settings.num_leaves * (state.scale if recipe.unscales_by_next else scale).value
+    norm = 0.0 if skipped else norm / divisor
+    if not skipped:
+        share = min(1.0, settings.training.clip_norm / (norm + 1e-6))
+        torch._foreach_mul_(list(gradients.values()), share / divisor)
+        state.optimizer.step(gradients, rate)
     tokens = state.progress.tokens + settings.tokens_per_update
-    digest = roll(state.progress.rows_digest, rows)
-    state.progress = Progress(update + 1, tokens, digest)
-    return UpdateMetrics(update, loss, rate, norm, tokens, digest, time.perf_counter() - began)
+    state.progress = Progress(update + 1, tokens, rows.digest)
+    seconds = time.perf_counter() - began
+    return UpdateMetrics(
+        update, loss, rate, norm, tokens, rows.digest, seconds, scale.value, skipped
+    )
 
 
 def accumulate(
-    objective: Objective, rows: Tensor, settings: RunSettings, ranks: Ranks
+    objective: Objective, rows: Tensor, settings: RunSettings, ranks: Ranks, scale: float = 1.0
 ) -> tuple[float, dict[str, Tensor]]:
-    """The mean loss over int64 rows [N, T + 1], and this rank's part of its gradient, by name.
+    """The mean loss over int64 rows [N, T + 1], and a gradient, this rank's part of it by name.
 
-    A micro batch is a leaf of a tree; which of them a rank takes when is `rows_of_rank`'s to say.
+    The gradient is that of the micro batches' mean losses added up, times `scale`: so what half
+    precision rounds does not depend on how many there are. A micro batch is a leaf of a tree;
+    which of them a rank takes when is `rows_of_rank`'s to say.
     """
     dtype = machine.require_precision(settings.training.precision)
     num_leaves, tree, losses = settings.num_leaves, Tree(), []
@@ -123,8 +140,8 @@ def accumulate(
             rank=ranks.place,
             micro_step=micro_step,
         )
-        loss = objective(rows[places.start : places.stop].to(machine.device()), dtype)
-        (loss / num_leaves).backward()
+        loss = objective(rows[places.start : places.stop].to(machine.device()), dtype, scale)
+        loss.backward()
         losses.append(loss.detach())
         tree.add([own(taken(parameter)) for parameter in parameters.values()])
     in_order = ranks.gathered(torch.stack(losses)).T.flatten()  # [leaves]
@@ -164,13 +181,13 @@ def row_norms(gradient: Tensor) -> Tensor:
     return gradient.abs() if gradient.ndim == 1 else torch.linalg.vector_norm(gradient, dim=1)
 
 
-def not_finite(run: Run, update: int, place: int, loss: float, norm: float) -> TrainingError:
+def not_finite(run: Run, update: int, place: int, scale: LossScale, what: str) -> TrainingError:
     """The error that stops a run: which update, which rows, what to go back to."""
     rows = run.settings.training.rows_per_update
     kept, states = list_steps(run.path), list_states(run.path)
     return TrainingError(
-        f"loss {loss} and gradient norm {norm} at update {update} "
-        f"(rows {place} to {place + rows - 1} of the order)",
+        f"{what} at update {update} (rows {place} to {place + rows - 1} of the order)"
+        + ("" if scale.rule is None else f", at loss scale {scale.value:g}"),
         where=run.path,
         expected="finite numbers",
         found=f"last good checkpoint step{kept[-1]}, last full state step{states[-1]}"
