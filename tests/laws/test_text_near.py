@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -183,5 +182,5 @@ def test_bands_are_the_widest_that_see_the_threshold() -> None:
 
 @pytest.mark.parametrize("threshold", [0.49, 1.01, float("nan")])
 def test_refuses_what_is_no_threshold(threshold: float) -> None:
-    with pytest.raises(ConfigError, match="not a threshold .* expected 0.5 to 1; found"):
+    with pytest.raises(ConfigError, match=r"not a threshold .* expected 0.5 to 1; found"):
         bands(threshold)

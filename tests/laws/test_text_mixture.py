@@ -1,0 +1,109 @@
+"""Mixtures: the Pile's table adds up, copies follow weights; and the named normalisations."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ontogeny.errors import ConfigError
+from ontogeny.text.mixture import PILE, copies, pile_epochs, weighted_epochs
+from ontogeny.text.normalise import NORMALISATIONS
+
+sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=40)
+everything = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def digests_of(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, (count, 16)).astype(np.uint8)
+
+
+def test_the_piles_table_adds_up() -> None:
+    rows = PILE.values()
+    assert len(rows) == 22
+    assert sum(row.gibibytes for row in rows) == pytest.approx(825.18)
+    assert sum(row.gibibytes * row.epochs for row in rows) == pytest.approx(1254.20, abs=0.01)
+    assert sum(row.percent for row in rows) == pytest.approx(100)
+    for row in rows:
+        assert 100 * row.gibibytes * row.epochs / 1254.20 == pytest.approx(row.percent, abs=0.012)
+
+
+def test_weights_of_the_pile_are_its_epochs() -> None:
+    num_bytes = {name: int(row.gibibytes * 2**30) for name, row in PILE.items()}
+    weights = {name: row.percent for name, row in PILE.items()}
+    by_weight = weighted_epochs(weights, num_bytes, int(1254.20 * 2**30))
+    assert by_weight == pytest.approx(pile_epochs(PILE), rel=0.02)
+    assert pile_epochs(["ArXiv", "Pile-CC"]) == {"ArXiv": 2, "Pile-CC": 1}
+
+
+@given(sizes, st.floats(0, 5), st.integers(0, 99))
+def test_copies_fill_the_epochs(num_bytes: list[int], epochs: float, seed: int) -> None:
+    bytes_of = np.array(num_bytes)
+    digests = digests_of(len(num_bytes), seed)
+    found = copies(digests, bytes_of, epochs)
+    assert set(found.tolist()) <= {math.floor(epochs), math.floor(epochs) + 1}
+    missing = epochs * bytes_of.sum() - (found * bytes_of).sum()
+    assert -1e-6 < missing < bytes_of.max()
+    more = found > math.floor(epochs)
+    keys = [bytes(digest) for digest in digests]
+    chosen = [key for key, is_more in zip(keys, more, strict=True) if is_more]
+    assert sorted(keys)[: len(chosen)] == sorted(chosen)  # the lowest digests
+    order = np.random.RandomState(seed).permutation(len(num_bytes))
+    np.testing.assert_array_equal(copies(digests[order], bytes_of[order], epochs), found[order])
+
+
+@given(sizes, st.floats(0, 3), st.floats(0, 3))
+def test_more_epochs_take_no_copy_away(num_bytes: list[int], one: float, other: float) -> None:
+    less, more = sorted((one, other))
+    digests, bytes_of = digests_of(len(num_bytes)), np.array(num_bytes)
+    assert (copies(digests, bytes_of, less) <= copies(digests, bytes_of, more)).all()
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.floats(0.01, 100), min_size=1),
+    st.integers(1, 10**12),
+)
+def test_weights_are_shares_of_the_bytes(weights: dict[str, float], total: int) -> None:
+    num_bytes = {name: 10 + ord(name) for name in weights}
+    epochs = weighted_epochs(weights, num_bytes, total)
+    mixed = {name: epochs[name] * num_bytes[name] for name in weights}
+    assert sum(mixed.values()) == pytest.approx(total)
+    for name, weight in weights.items():
+        assert mixed[name] / total == pytest.approx(weight / sum(weights.values()))
+    assert weighted_epochs({**weights, "z": 0}, {**num_bytes, "z": 5}, total)["z"] == 0
+
+
+def test_refusals_name_the_nearest() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"\[text\.weights\]: source 'Arxiv' is no component of the Pile; expected one of "
+        r"ArXiv, .*; try: did you mean 'ArXiv'\?",
+    ):
+        pile_epochs(["Arxiv"])
+    with pytest.raises(ConfigError, match=r"'books' has documents but no weight; .*; try: give it"):
+        weighted_epochs({"code": 1}, {"books": 5, "code": 5}, 10)
+    with pytest.raises(ConfigError, match=r"'bokks' has a weight but no document; .*'books'\?"):
+        weighted_epochs({"bokks": 1, "books": 1}, {"books": 5, "bokks": 0}, 10)
+    for weight in (-1.0, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="not a weight of 'a'; expected 0 or more; found"):
+            weighted_epochs({"a": weight}, {"a": 1}, 10)
+    for weight, total in ((0.0, 10), (1.0, 0)):
+        with pytest.raises(ConfigError, match="the mixture is empty"):
+            weighted_epochs({"a": weight}, {"a": 1}, total)
+
+
+@pytest.mark.parametrize("name", NORMALISATIONS)
+@given(text=everything)
+def test_normalising_twice_changes_nothing(name: str, text: str) -> None:
+    once = NORMALISATIONS[name](text)
+    assert NORMALISATIONS[name](once) == once
+    assert name != "none" or once == text
+
+
+def test_what_the_normalisations_do() -> None:
+    text = "\ufeffcafe\u0301 \t\r\n\x07x\x0cy\x0b\x85\n\n"
+    assert NORMALISATIONS["nfc"](text) == text.replace("e\u0301", "\u00e9")
+    assert NORMALISATIONS["clean-1"](text) == "caf\u00e9\nx\x0cy"
