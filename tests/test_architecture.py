@@ -25,6 +25,7 @@ ROOT_FILES = (
     "ranges",
     "digest",
     "artifact",
+    "workers",
     "config",
     "shape",
     "steps",
