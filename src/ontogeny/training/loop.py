@@ -50,7 +50,7 @@ def train(
     with ExitStack() as stack:
         if ranks.is_first:
             stack.enter_context(locked(run.path))
-        stack.enter_context(machine.threads(settings.training.threads))
+        stack.enter_context(machine.arithmetic(settings.training))
         stop = stack.enter_context(stop_signals())
         start = run.start(batches.start)
         if not other_bits:

@@ -1,4 +1,4 @@
-"""The machine a run computes on: device, arithmetic, threads, allocator, and what it reports.
+"""The machine a run computes on: device, arithmetic, threads, compiler, allocator, and its report.
 
 What is chosen here and makes equal bits (device, precision, threads, instruction set, torch's
 version) is recorded with every checkpoint. Nothing is chosen at import.
@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -17,16 +22,31 @@ import torch
 from ontogeny.errors import ConfigError
 from ontogeny.model.kernels.load import features
 from ontogeny.model.neox import DTYPES
-from ontogeny.suite import Precision
+from ontogeny.suite import Precision, TrainingSettings
 
 # Of glibc's mallopt: never hand a freed block back to the system, where the next update would
 # have to fault it in again, page by page.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # with one of these, cuBLAS adds in one order
+WORKSPACES = (":4096:8", ":16:8")
 
 
 def device() -> torch.device:
-    """A GPU if torch sees one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU this process computes on if torch sees one, by its number; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def take_gpu(number: int) -> None:
+    """Compute on this GPU of the machine from now on. Raises ConfigError if there are fewer."""
+    if number >= torch.cuda.device_count():
+        raise ConfigError(
+            f"there is no GPU for rank {number} of this machine",
+            expected=f"at most {torch.cuda.device_count()} ranks on it, a GPU each",
+            fix="fewer --ranks, or CUDA_VISIBLE_DEVICES= to compute without GPUs",
+        )
+    torch.cuda.set_device(number)
 
 
 def resolve_precision(precision: Precision) -> Literal["bf16", "fp16", "fp32"]:
@@ -54,6 +74,65 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def arithmetic(training: TrainingSettings) -> Iterator[None]:
+    """Compute as a run's settings say inside the block: its threads, and one way on a GPU.
+
+    There, float32 is never rounded to TF32. Raises ConfigError as `one_way` does.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threads(training.threads))
+        if device().type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = False  # some images turn it on
+            if training.reproducible:
+                stack.enter_context(one_way())
+        yield
+
+
+@contextlib.contextmanager
+def one_way() -> Iterator[None]:
+    """Have kernels of the GPU add in one order inside the block.
+
+    Raises ConfigError where the environment asks cuBLAS for another way. To be entered before the
+    first matrix product of the process, as cuBLAS looks once.
+    """
+    if os.environ.setdefault(WORKSPACE, WORKSPACES[0]) not in WORKSPACES:
+        raise ConfigError(
+            f"with this {WORKSPACE} a matrix product comes out otherwise each time",
+            expected=" or ".join(WORKSPACES),
+            found=os.environ[WORKSPACE],
+            fix=f"unset {WORKSPACE}, or --set training.reproducible=false",
+        )
+    flags: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), flags.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    flags.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        flags.fill_uninitialized_memory = before[1]
+
+
+def compiler() -> str:
+    """What torch's compiler makes its code with here. Raises ConfigError where that is missing."""
+    if device().type == "cuda":
+        name, is_there = "triton", find_spec("triton") is not None
+    else:
+        name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        is_there = shutil.which(name) is not None
+    if not is_there:
+        raise ConfigError(
+            "nothing to compile with",
+            expected=name,
+            fix=f"install {name}, or --set training.compile=false",
+        )
+    if name == "triton":  # torch brings the version it needs
+        return name
+    told = subprocess.run([name, "--version"], capture_output=True, text=True, check=True)
+    return told.stdout.partition("\n")[0]
+
+
 def keep_freed_memory() -> bool:
     """Tell the C library to keep freed memory for the next update; False where it has no say."""
     if platform.libc_ver()[0] != "glibc":
@@ -62,7 +141,7 @@ def keep_freed_memory() -> bool:
     return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def bits() -> dict[str, Any]:
+def bits(*, compiled: bool = False) -> dict[str, Any]:
     """What decides, with config and inputs, the bits of the arithmetic on this machine."""
     is_gpu = device().type == "cuda"
     return {
@@ -71,7 +150,7 @@ def bits() -> dict[str, Any]:
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "bf16_instructions": multiplies_bf16(),
         "threads": torch.get_num_threads(),
-        "compile": False,  # nothing is compiled here
+        "compile": compiler() if compiled else False,
         "extensions": features(),
     }
 

@@ -50,7 +50,7 @@ class Ranks:
     def bits(self, settings: RunSettings) -> dict[str, Any]:
         """What decides a run's bits here: the layout too, unless the run is reproducible."""
         layout = {} if settings.training.reproducible else {"layout": self.layout.as_json()}
-        return machine.bits() | layout
+        return machine.bits(compiled=settings.training.compile) | layout
 
     def gathered(self, values: Tensor) -> Tensor:
         """What every data-parallel rank gave, [n] each, as [ranks, n] in their order."""
@@ -100,7 +100,7 @@ def joined(layout: Layout, patience: float = 600.0) -> Iterator[Ranks]:
         return
     device = machine.device().type
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        machine.take_gpu(int(os.environ["LOCAL_RANK"]))
     store, rank, _ = next(iter(rendezvous("env://")))
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",

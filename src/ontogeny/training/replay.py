@@ -113,7 +113,7 @@ def replay(
         )
     machine.keep_freed_memory()
     with ExitStack() as stack:
-        stack.enter_context(machine.threads(run.settings.training.threads))
+        stack.enter_context(machine.arithmetic(run.settings.training))
         origin = _origin(run, batches, step, start)
         if not tolerant:
             _require_same_bits(run, origin, step)

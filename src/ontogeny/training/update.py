@@ -74,13 +74,20 @@ def require_fit(run: Run, batches: Batches) -> None:
 
 
 def resumed(run: Run, start: Start, ranks: Ranks) -> State:
-    """The state a run goes on from, on the device it computes on."""
+    """The state a run goes on from, on the device it computes on, compiled where it asks for it.
+
+    Raises ConfigError where there is nothing to compile with.
+    """
     model = start.model.to(machine.device())
     objective = Objective(model, recompute=ranks.layout.recompute)
     if ranks.mesh is not None:
         from ontogeny.training.parallel import distribute  # takes half a second to import
 
         distribute(objective, ranks, run.settings.training)
+    if run.settings.training.compile:
+        machine.compiler()
+        for block in model.layers:
+            block.compile()
     optimizer = AdamW(model, run.settings)
     if start.optimizer:
         optimizer.restore(start.optimizer)
