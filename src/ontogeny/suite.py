@@ -21,6 +21,7 @@ Init = Literal["small-wang", "normal"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 RecipeName = Literal["pythia", "sound"]
 Corpus = Literal["standard", "deduped"]
+Normalisation = Literal["none", "nfc", "clean-1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class TextSettings(Settings):
     planted: PlantedSettings | None = None
     held_out: float = Field(default=0.03, gt=0, lt=0.5)  # share of each source's bytes
     seed: int = 0
+    normalise: Normalisation = "none"
+    near_duplicates: float | None = Field(default=None, ge=0.5, le=1)  # similar enough to be one
+    weights: Literal["pile"] | dict[str, float] | None = None  # of the sources, in `standard`
+    shard_bytes: int = Field(default=1 << 27, ge=1)  # of text in a file; also what a task does
+    compressed: bool = False  # the shards, by zstd, whose version the identity then depends on
 
     @model_validator(mode="after")
     def _one_origin(self) -> TextSettings:

@@ -19,7 +19,7 @@ from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.suite import PlantedSettings, TextSettings
 from ontogeny.text.components import COMPONENTS, Component, Part, component_documents
-from ontogeny.text.corpus import CORPORA, CorpusName, build_text, corpus_file, text_inputs
+from ontogeny.text.corpus import CORPORA, CorpusName, build_text, read_corpus, text_inputs
 from ontogeny.text.dedup import normalised, text_digest
 from ontogeny.text.documents import Document, read_documents, work_of
 from ontogeny.text.packages import PackageFile
@@ -39,7 +39,7 @@ def build(base: Path, out: str = "out", **changes: Any) -> Artifact:
 
 
 def corpus(artifact: Artifact, name: CorpusName) -> list[Document]:
-    return list(read_documents(corpus_file(artifact.path, name)))
+    return list(read_corpus(artifact, name))
 
 
 @pytest.fixture

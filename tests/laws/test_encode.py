@@ -1,8 +1,7 @@
-"""Encoding: the same bytes for any number of processes, nothing lost, refusals."""
+"""Encoding: the same bytes for any number of workers, nothing lost, refusals."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ontogeny.tokens.encode as encode_module
-from ontogeny.artifact import faults
-from ontogeny.errors import ConfigError, DataError
+from grown import write_documents
+from ontogeny.artifact import Artifact, Input, faults
+from ontogeny.errors import DataError
+from ontogeny.suite import VocabularySettings
 from ontogeny.text.documents import Document
-from ontogeny.tokens.encode import encode
+from ontogeny.tokens.encode import encode, encode_files
 from ontogeny.tokens.store import open_store
-from ontogeny.tokens.vocabulary import Vocabulary, train_vocabulary
+from ontogeny.tokens.vocabulary import (
+    TOKENIZER,
+    Vocabulary,
+    build_vocabulary,
+    train_vocabulary,
+)
+from ontogeny.workers import Workers
 
 WORDS = [
     "once",
@@ -87,18 +94,50 @@ def check_facts(facts: Any, documents: list[Document], vocabulary: Vocabulary, e
         assert source["tokens"] == sum(len(vocabulary.encode(text)) + ending for text in own)
 
 
-def test_same_bytes_for_any_number_of_processes(
-    tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Artifact:
+    """The vocabulary as an artifact, for other processes to load."""
+    folder = tmp_path_factory.mktemp("vocabulary") / "vocabulary"
+    (folder.parent / TOKENIZER).write_text(vocabulary.definition, encoding="utf-8")
+    settings = VocabularySettings(file=TOKENIZER)
+    return build_vocabulary(settings, iter(()), folder, inputs={}, base=folder.parent)
+
+
+def run_files(paths: list[Path], built: Artifact, folder: Path, num_processes: int) -> Artifact:
+    workers = Workers(num_processes)
+    inputs: dict[str, Input] = {"text": "t"}
+    return encode_files(paths, built, folder, config={}, inputs=inputs, workers=workers)
+
+
+def test_files_make_the_store_of_their_documents(
+    tmp_path: Path, vocabulary: Vocabulary, built: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode_module, "CHUNK_DOCUMENTS", 7)  # many chunks under way
+    """For any number of workers, cuts between files, and documents encoded at a time."""
     documents = make_documents(150)
-    digests = {
-        run(documents, vocabulary, tmp_path / f"by{count}", num_processes=count).digest
-        for count in (1, 2, 3)
-    }
-    monkeypatch.setattr(encode_module, "CHUNK_DOCUMENTS", 64)  # nor does their size show
+    digests = {run(documents, vocabulary, tmp_path / "whole").digest}
+    for count, cuts in ((1, (0, 150)), (2, (0, 9, 10, 80, 150)), (3, (0, 50, 100, 150))):
+        paths = [tmp_path / f"{count}-{number}.jsonl.zst" for number in range(len(cuts) - 1)]
+        for path, first, last in zip(paths, cuts, cuts[1:], strict=False):
+            write_documents(path, documents[first:last])
+        digests.add(run_files(paths, built, tmp_path / f"by{count}", count).digest)
+    monkeypatch.setattr(encode_module, "CHUNK_DOCUMENTS", 7)
     digests.add(run(documents, vocabulary, tmp_path / "chunks").digest)
     assert len(digests) == 1
+    assert not [*tmp_path.glob(".*")]  # the work folders are gone
+
+
+def test_a_file_without_text_adds_nothing(
+    tmp_path: Path, vocabulary: Vocabulary, built: Artifact
+) -> None:
+    documents = [Document("a", "owl", "s"), Document("b", "", "t"), Document("c", "time", "u")]
+    paths = [tmp_path / f"{document.id}.jsonl" for document in documents]
+    for path, document in zip(paths, documents, strict=True):
+        write_documents(path, [document])
+    store = run_files(paths, built, tmp_path / "store", 1)
+    assert store.digest == run(documents, vocabulary, tmp_path / "whole").digest
+    with pytest.raises(DataError, match="no text to encode; expected documents; found 1 empty"):
+        run_files(paths[1:2], built, tmp_path / "none", 1)
+    assert not [*tmp_path.glob(".*"), *tmp_path.glob("none")]
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,48 +151,30 @@ def test_chunks_keep_order_and_bound(texts: list[str], limit: int) -> None:
     assert all(1 <= len(chunk) <= limit for chunk in chunks)
 
 
-def test_documents_are_streamed(vocabulary: Vocabulary) -> None:
-    """With workers, only so many chunks are read ahead of what is written."""
-    ahead = encode_module.CHUNKS_AHEAD * 2 + 1
+def test_documents_are_streamed(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """No more of them are read than are encoded at a time."""
     taken = 0
 
-    def chunks() -> Iterator[list[Document]]:
+    def documents() -> Iterator[Document]:
         nonlocal taken
-        for number in range(40):
+        for number in range(3000):
             taken += 1
-            yield [Document(str(number), "once upon", "s")]
+            yield Document(str(number), "once upon", "s")
 
-    for done, _ in enumerate(encode_module._encoded(chunks(), vocabulary, None, 2)):
-        assert taken - done <= ahead
+    chunks = encode_module._chunks(documents())
+    for number, chunk in enumerate(chunks, start=1):
+        assert taken <= number * encode_module.CHUNK_DOCUMENTS
+        del chunk
 
 
 def test_refuses_half_a_surrogate_pair(tmp_path: Path, vocabulary: Vocabulary) -> None:
     documents = [Document("good", "owl", "s"), Document("bad", "a\ud800b", "s")]
-    for count in (1, 2):
-        with pytest.raises(DataError, match=r"document bad: text is not Unicode; .* character 1"):
-            run(documents, vocabulary, tmp_path / "store", num_processes=count)
-        assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match=r"document bad: text is not Unicode; .* character 1"):
+        run(documents, vocabulary, tmp_path / "store")
+    assert not list(tmp_path.iterdir())
 
 
 def test_refuses_no_text(tmp_path: Path, vocabulary: Vocabulary) -> None:
     with pytest.raises(DataError, match="no text to encode; expected documents; found 2 empty"):
         run([Document("a", "", "s"), Document("b", "", "s")], vocabulary, tmp_path / "store")
     assert not list(tmp_path.iterdir())
-
-
-def test_refuses_no_process(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    with pytest.raises(ConfigError, match="needs a process; expected 1 or more; found 0"):
-        run(make_documents(3), vocabulary, tmp_path / "store", num_processes=0)
-
-
-def test_a_killed_worker_is_one_clear_error(
-    tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encode_module, "_encode_by_file", os_exit)
-    with pytest.raises(DataError, match=r"worker that encodes text was killed.*fewer processes"):
-        run(make_documents(5), vocabulary, tmp_path / "store", num_processes=2)
-    assert not list(tmp_path.iterdir())
-
-
-def os_exit(*_: Any) -> None:
-    os._exit(9)

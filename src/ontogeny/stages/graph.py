@@ -22,9 +22,8 @@ from ontogeny.record import RECORD, Record, StageRecord, read_record, write_reco
 from ontogeny.report.site import build_report, report_config, report_inputs
 from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, scores_folder
 from ontogeny.suite import Member, RunSettings, Suite
-from ontogeny.text.corpus import build_text, corpus_file, text_inputs
-from ontogeny.text.documents import read_documents
-from ontogeny.tokens.encode import encode
+from ontogeny.text.corpus import build_text, read_corpus, shard_files, text_inputs
+from ontogeny.tokens.encode import encode_files
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import (
     TOKENIZER,
@@ -35,6 +34,7 @@ from ontogeny.tokens.vocabulary import (
 )
 from ontogeny.training.machine import resolve_precision
 from ontogeny.training.run import create_run, open_run
+from ontogeny.workers import Workers
 
 HELD_OUT = "held-out"
 
@@ -71,6 +71,7 @@ class Growth:
     num_lanes: int
     watch: Watch
     other_bits: bool = False
+    workers: Workers = field(default_factory=Workers)
     only_look: bool = False
     found: dict[str, Artifact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -110,7 +111,9 @@ class Growth:
             "text",
             suite.text.resolved(),
             text_inputs(suite.text, self.base),
-            lambda folder: build_text(suite.text, folder, cache=self.cache, base=self.base),
+            lambda folder: build_text(
+                suite.text, folder, cache=self.cache, base=self.base, workers=self.workers
+            ),
         )
         self._vocabulary(text)
         for corpus in (*self._corpora(), HELD_OUT):
@@ -145,7 +148,6 @@ class Growth:
 
     def _vocabulary(self, text: Artifact) -> Artifact:
         settings = self.suite.vocabulary
-        standard = corpus_file(text.path, "standard")
         inputs: Mapping[str, Input] = vocabulary_inputs(settings, self.base) or {"text": text}
         return self._stage(
             "vocabulary",
@@ -154,7 +156,7 @@ class Growth:
             inputs,
             lambda folder: build_vocabulary(
                 settings,
-                (document.text for document in read_documents(standard)),
+                (document.text for document in read_corpus(text, "standard")),
                 folder,
                 inputs=inputs,
                 base=self.base,
@@ -169,12 +171,13 @@ class Growth:
             "store",
             {"corpus": corpus, "eod": "end"},
             inputs,
-            lambda folder: encode(
-                read_documents(corpus_file(text.path, corpus)),
-                open_vocabulary(vocabulary.path),
+            lambda folder: encode_files(
+                shard_files(text, corpus),
+                vocabulary,
                 folder,
                 config={"corpus": corpus},
                 inputs=inputs,
+                workers=self.workers,
             ),
         )
 

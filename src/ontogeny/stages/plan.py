@@ -6,7 +6,6 @@ a matrix product measured here and now, times the share of it that training reac
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ontogeny.model.neox import DTYPES
 from ontogeny.shape import PYTHIA_VOCABULARY
 from ontogeny.suite import Member, RunSettings, Suite, TextSettings
 from ontogeny.training.machine import device, resolve_precision, threads
+from ontogeny.workers import num_cores
 
 SHARE_OF_MATMUL = 0.5  # what training reaches of it at small sizes; see docs/performance.md
 PREPARED_BYTES_PER_SECOND = 0.5e6  # of text: read, cut, learned from, encoded
@@ -129,9 +129,7 @@ def lanes(num_threads: int) -> int:
     """How many members are trained side by side: one on an accelerator, else as cores allow."""
     if device().type != "cpu":
         return 1
-    may_choose = hasattr(os, "sched_getaffinity")
-    num_cores = len(os.sched_getaffinity(0)) if may_choose else os.cpu_count() or 1
-    return max(1, num_cores // num_threads)
+    return max(1, num_cores() // num_threads)
 
 
 def matmul_rate(dtype: torch.dtype, num_threads: int, seconds: float = 0.2) -> float:

@@ -1,41 +1,60 @@
 """The text stage: documents in, one `text` artifact out, with the held-out part cut off once.
 
-Payload: `standard.jsonl`, its exactly deduplicated twin `deduped.jsonl` (the first of equal texts
-stays), and `held-out.jsonl`, the same for every member. The documents are
-streamed twice, so memory grows with their number and not with their size.
-
-The rule of the cut: whole works (all parts of one play, all releases of one module) go in the
-order of a digest of the seed and their name as long as they fit in the source's share; a source
-in which none fits gives its smallest work, and a source with a single work gives none. Every
-training document that is an exact duplicate of a held-out one is then dropped from training.
-Planted documents are never held out. Not here: tokens.
+Payload: numbered shards of JSON Lines of `standard`, of its deduplicated twin `deduped` (the first
+of alike documents stays), and of `held-out`, the same for every member. Documents are read into
+shards with a table each, their places are decided on the tables, and the corpora are written from
+the shards: tasks for any number of workers, with the same bytes for any. Texts are streamed.
+Not here: the rules (`places.py`), tokens.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from ontogeny.artifact import Artifact, writing
-from ontogeny.digest import digest_bytes
 from ontogeny.errors import DataError
 from ontogeny.suite import TextSettings
+from ontogeny.text.alike import find_alike
 from ontogeny.text.components import component_documents, component_facts, digest_components
-from ontogeny.text.dedup import text_digest
-from ontogeny.text.documents import Document, digest_documents, json_line, read_documents, work_of
+from ontogeny.text.documents import (
+    Document,
+    corpus_files,
+    digest_documents,
+    documents_in,
+    json_line,
+)
+from ontogeny.text.near import METHOD
+from ontogeny.text.places import STANDARD, Place, Tables, decide, repeated_row
 from ontogeny.text.planted import planted_documents
+from ontogeny.text.shards import Read, read_lines, shards_of, write_lines, write_shards
+from ontogeny.workers import Task, Workers, work_folder
 
 CorpusName = Literal["standard", "deduped", "held-out"]
-CORPORA: tuple[CorpusName, ...] = ("standard", "deduped", "held-out")
-REMOVED = ("duplicate", "also held out", "empty")
-
-Work = tuple[str, str]  # source, name
-Sizes = defaultdict[str, list[int]]  # bytes of every document, by source
+PLACES: dict[CorpusName, tuple[Place, ...]] = {
+    "standard": STANDARD,
+    "deduped": (Place.FIRST,),
+    "held-out": (Place.HELD_OUT,),
+}
+CORPORA = tuple(PLACES)
+READ = "read-"
+Portion = list[tuple[Path, np.ndarray]]  # files of lines, and how often each line is taken
+REMOVED = {
+    "duplicate": Place.DUPLICATE,
+    "near-duplicate": Place.NEAR_DUPLICATE,
+    "also held out": Place.ALSO_HELD_OUT,
+    "left out of the mixture": Place.LEFT_OUT,
+    "empty": Place.EMPTY,
+}
 
 
 def text_inputs(settings: TextSettings, base: Path) -> dict[str, str]:
@@ -45,138 +64,238 @@ def text_inputs(settings: TextSettings, base: Path) -> dict[str, str]:
     return {"components": digest_components(settings.components)}
 
 
-def build_text(settings: TextSettings, folder: Path, *, cache: Path | None, base: Path) -> Artifact:
+def build_text(
+    settings: TextSettings,
+    folder: Path,
+    *,
+    cache: Path | None,
+    base: Path,
+    workers: Workers | None = None,
+) -> Artifact:
     """Build the text artifact at `folder` from pinned components or the files at `base / path`.
 
     Raises DataError when nothing is left to train on or to hold out, and what the readers raise.
     """
-    stream: Callable[[], Iterable[Document]]
-    if settings.path is None:
-        stream = partial(iter, component_documents(settings.components, cache))
-    else:
-        stream = partial(read_documents, base / settings.path)
-    held_out, held_digests = _held_out(stream(), settings)
+    workers = workers or Workers()
+    config, inputs = settings.resolved(), text_inputs(settings, base)
     planted, truth = planted_documents(settings.planted) if settings.planted else ([], [])
-    inputs = text_inputs(settings, base)
     with (
-        writing(folder, "text", config=settings.resolved(), inputs=inputs) as draft,
-        ExitStack() as stack,
+        work_folder(folder, "text", config, inputs) as work,
+        writing(folder, "text", config=config, inputs=inputs) as draft,
     ):
-        cut = _Cut(held_out, held_digests)
-        for name in CORPORA:
-            cut.files[name] = stack.enter_context(corpus_file(draft.folder, name).open("wb"))
-        for document in stream():
-            cut.place(document)
-        cut.require_text(settings.path or "[text.components]")
-        first = {d.id for d in planted if cut.train_on(d, text_digest(d.text))}
-        for fact in truth:
-            num_first = len(first.intersection(fact["ids"]))
-            fact["documents"] = {"standard": len(fact["ids"]), "deduped": num_first}
-        draft.facts |= {
-            "corpora": {name: _counts(cut.sizes[name]) for name in CORPORA},
-            "removed": {reason: _counts(cut.sizes[reason]) for reason in REMOVED},
+        reads: list[Read] = [*_reads(settings, base, cache), partial(_in_order, planted)]
+        shards = shards_of(workers.do(_read_tasks(reads, settings, work)))
+        first_planted = sum(map(len, shards)) - len(planted)
+        _require_text(first_planted, settings, "corpus")
+        _require_own_ids(Tables(shards), reads)
+        near, threshold = None, settings.near_duplicates
+        if threshold is not None:
+            near = find_alike(shards, threshold, work, workers)
+            draft.facts["near_duplicates"] = METHOD
+        tables = Tables(shards, near)
+        places, counts = decide(tables, first_planted, settings)
+        for name in ("standard", "held-out"):
+            num_placed = np.isin(places[:first_planted], PLACES[name]).sum()
+            _require_text(num_placed, settings, f"{name} part")
+        tasks = _write_tasks(tables, places, counts, settings, work)
+        for task, part in zip(tasks, workers.do(tasks), strict=True):
+            (suffix,) = part.files
+            _bring(part.path / suffix, draft.folder / f"{task.place.name}{suffix}")
+        draft.facts |= _facts(tables, places, counts) | {
             "components": component_facts(settings.components),
-            "planted": truth,
+            "planted": _found(truth, planted, places[first_planted:]),
         }
     return draft.artifact
 
 
-def corpus_file(folder: Path, name: CorpusName) -> Path:
-    """Where a text artifact keeps one of its corpora."""
-    return folder / f"{name}.jsonl"
+def shard_files(text: Artifact, name: CorpusName) -> list[Path]:
+    """The shards of one of a text artifact's corpora, in order."""
+    return [text.path / file for file in sorted(text.files) if file.startswith(f"{name}-")]
 
 
-@dataclass(slots=True)
-class _Cut:
-    """Sends every document to the corpora it belongs to, and counts, also what is removed."""
+def read_corpus(text: Artifact, name: CorpusName) -> Iterator[Document]:
+    """The documents of one of a text artifact's corpora, streamed."""
+    for file in shard_files(text, name):
+        for document, _ in documents_in(file, file.name, file):
+            yield document
 
-    held_out: set[Work]
-    held_digests: set[bytes]
-    files: dict[str, BinaryIO] = field(default_factory=dict)
-    sizes: dict[str, Sizes] = field(
-        default_factory=lambda: {place: defaultdict(list) for place in (*CORPORA, *REMOVED)}
+
+def _reads(settings: TextSettings, base: Path, cache: Path | None) -> list[Read]:
+    """What each task reads: all pinned components, or files until they are a shard's size."""
+    if settings.path is None:
+        return [partial(_in_components, settings.components, cache)]
+    root = base / settings.path
+    groups: list[list[tuple[Path, str]]] = []
+    size = settings.shard_bytes
+    for file, name in corpus_files(root):
+        if size >= settings.shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append((file, name))
+        size += file.stat().st_size
+    return [partial(_in_files, group, root) for group in groups]
+
+
+def _in_components(shares: Mapping[str, int], cache: Path | None) -> Iterator[tuple[Document, str]]:
+    return _in_order(component_documents(shares, cache))
+
+
+def _in_files(files: list[tuple[Path, str]], root: Path) -> Iterator[tuple[Document, str]]:
+    for file, name in files:
+        yield from documents_in(file, name, root)
+
+
+def _in_order(documents: list[Document]) -> Iterator[tuple[Document, str]]:
+    return ((document, document.source) for document in documents)
+
+
+def _read_tasks(reads: list[Read], settings: TextSettings, work: Path) -> list[Task]:
+    write = partial(
+        write_shards,
+        normalise=settings.normalise,
+        seed=settings.seed,
+        shard_bytes=settings.shard_bytes,
     )
-    held_seen: set[bytes] = field(default_factory=set)
-    seen: set[bytes] = field(default_factory=set)
-
-    def place(self, document: Document) -> None:
-        """Put a document where the cut says, and nowhere when it is empty or a duplicate there."""
-        digest = text_digest(document.text)
-        if not document.text.strip():
-            self._put("empty", document)
-        elif _work(document) in self.held_out and digest not in self.held_seen:
-            self.held_seen.add(digest)
-            self._put("held-out", document)
-        elif digest in self.held_digests:
-            self._put("also held out", document)
-        else:
-            self.train_on(document, digest)
-
-    def train_on(self, document: Document, digest: bytes) -> bool:
-        """Put a document in training; whether it is in `deduped`, as the first of its text."""
-        is_first = digest not in self.seen
-        self.seen.add(digest)
-        self._put("standard", document)
-        self._put("deduped" if is_first else "duplicate", document)
-        return is_first
-
-    def require_text(self, where: str) -> None:
-        """Raise DataError unless there is text to train on and text to hold out."""
-        for name, fix in (("standard", "add text"), ("held-out", "add documents or works")):
-            if not self.sizes[name]:
-                raise DataError(
-                    f"the {name} part is empty",
-                    where=where,
-                    expected="at least two works: a file, or a line of JSON Lines, is one",
-                    fix=f"{fix}: split the text into several files or lines",
-                )
-
-    def _put(self, place: str, document: Document) -> None:
-        self.sizes[place][document.source].append(len(document.text.encode()))
-        if place in self.files:
-            self.files[place].write(json_line(document))
+    return [
+        Task(work / f"{READ}{number:05d}", partial(write, read=read))
+        for number, read in enumerate(reads)
+    ]
 
 
-def _held_out(
-    documents: Iterable[Document], settings: TextSettings
-) -> tuple[set[Work], set[bytes]]:
-    """The works that are held out, and the digests of their texts."""
-    sizes: Counter[Work] = Counter()
-    digests: defaultdict[Work, list[bytes]] = defaultdict(list)
-    for document in documents:
-        if document.text.strip():
-            sizes[_work(document)] += len(document.text.encode())
-            digests[_work(document)].append(text_digest(document.text))
-    order = {w: digest_bytes("\0".join((str(settings.seed), *w)).encode()) for w in sizes}
-    sources: defaultdict[str, list[Work]] = defaultdict(list)
-    for work in sorted(sizes, key=lambda work: order[work]):
-        sources[work[0]].append(work)
-    chosen: set[Work] = set()
-    for works in sources.values():
-        if len(works) > 1:
-            chosen.update(_fitting(works, sizes, settings.held_out))
-    return chosen, {digest for work in chosen for digest in digests[work]}
+def _require_text(num_documents: int, settings: TextSettings, what: str) -> None:
+    """Raise DataError unless there is text to train on and text to hold out."""
+    if not num_documents:
+        raise DataError(
+            f"the {what} is empty",
+            where=settings.path or "[text.components]",
+            expected="at least two works: a file, or a line of JSON Lines, is one",
+            fix="add text, split into several files or lines",
+        )
 
 
-def _fitting(works: list[Work], sizes: Mapping[Work, int], share: float) -> list[Work]:
-    """The works, in their order, that fit in the share; the smallest if none does."""
-    left = share * sum(sizes[work] for work in works)
-    fitting = []
-    for work in works:
-        if sizes[work] <= left:
-            left -= sizes[work]
-            fitting.append(work)
-    return fitting or [min(works, key=lambda work: sizes[work])]
+def _require_own_ids(tables: Tables, reads: list[Read]) -> None:
+    """Raise DataError for the first document that has the id of an earlier one."""
+    row = repeated_row(tables)
+    if row is None:
+        return
+    artifact = tables.shard_of(row).artifact
+    before = sum(len(shard) for shard in tables.shards if shard.artifact.path < artifact.path)
+    # What its task read is read again: only the readers know places.
+    read = reads[int(artifact.path.name.removeprefix(READ))]
+    document, place = next(islice(read(), row - before, None))
+    raise DataError(
+        f"duplicate id {document.id!r}",
+        where=place,
+        expected="an id of its own for every document",
+        fix="make the ids unique, or leave them out: file and line are then used",
+    )
 
 
-def _work(document: Document) -> Work:
-    return document.source, work_of(document.id)
+def _write_tasks(
+    tables: Tables, places: np.ndarray, counts: np.ndarray, settings: TextSettings, work: Path
+) -> list[Task]:
+    """A task for every shard of every corpus; only the standard one has documents repeatedly."""
+    suffix = ".jsonl.zst" if settings.compressed else ".jsonl"
+    tasks = []
+    for name, of in PLACES.items():
+        times = np.where(np.isin(places, of), counts if name == "standard" else 1, 0)
+        portions = _portions(tables, times, settings.shard_bytes)
+        for number, portion in enumerate(portions):
+            make = partial(_write_portion, portion=portion, name=suffix)
+            tasks.append(Task(work / f"{name}-{number:05d}", make))
+    return tasks
 
 
-def _counts(sizes: Sizes) -> dict[str, Any]:
-    rows = {
-        source: {"documents": len(numbers), "bytes": sum(numbers)}
-        for source, numbers in sorted(sizes.items())
+def _portions(tables: Tables, times: np.ndarray, num_bytes: int) -> Iterator[Portion]:
+    """How often documents of consecutive shards are wanted, until it is so many bytes of text."""
+    portion: Portion = []
+    size = 0
+    for number, shard in enumerate(tables.shards):
+        own = times[tables.rows(number)]
+        if own.any():
+            portion.append((shard.lines, own))
+            size += int((tables.column("bytes", number) * own).sum())
+        if size >= num_bytes:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _write_portion(folder: Path, portion: Portion, name: str) -> Artifact:
+    """Write the documents of a portion as lines of one file."""
+    with writing(folder, "part", config={}, inputs={}) as draft:
+        lines = (
+            copy
+            for file, times in portion
+            for line, count in zip(read_lines(file), times.tolist(), strict=True)
+            for copy in _repeated(line, count)
+        )
+        write_lines(draft.folder / name, lines)
+    return draft.artifact
+
+
+def _repeated(line: bytes, count: int) -> Iterator[bytes]:
+    """The line of a document so many times, from the second on under an id of its own."""
+    if count:
+        yield line
+    if count > 1:
+        document = Document(**json.loads(line))
+        for copy in range(2, count + 1):
+            yield json_line(replace(document, id=f"{document.id}#copy{copy}"))
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Make a finished file appear in another folder too, without copying it where that can be."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _facts(tables: Tables, places: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
+    """How many documents and bytes went where, source by source."""
+    total = np.zeros((len(Place), len(tables.source_names), 2), np.int64)
+    for shard in range(len(tables.shards)):
+        own, times = places[tables.rows(shard)], counts[tables.rows(shard)]
+        source, size = tables.column("source", shard), tables.column("bytes", shard)
+        is_first = own == Place.FIRST  # once: what is repeated then is a duplicate
+        again = np.full_like(own, Place.DUPLICATE), np.where(is_first, times - 1, 0)
+        for place, count in ((own, np.where(is_first, 1, times)), again):
+            np.add.at(total, (place, source), np.stack((count, count * size), axis=1))
+    return {
+        "corpora": {
+            name: _rows(tables.source_names, total[[*of]].sum(axis=0))
+            for name, of in PLACES.items()
+        },
+        "removed": {
+            reason: _rows(tables.source_names, total[place]) for reason, place in REMOVED.items()
+        },
     }
-    total = {key: sum(row[key] for row in rows.values()) for key in ("documents", "bytes")}
-    return {**total, "sources": rows}
+
+
+def _rows(names: list[str], counts: np.ndarray) -> dict[str, Any]:
+    rows = {
+        name: {"documents": documents, "bytes": size}
+        for name, (documents, size) in zip(names, counts.tolist(), strict=True)
+        if documents
+    }
+    documents, size = counts.sum(axis=0).tolist()
+    return {"documents": documents, "bytes": size, "sources": rows}
+
+
+def _found(
+    truth: list[dict[str, Any]], planted: list[Document], places: np.ndarray
+) -> list[dict[str, Any]]:
+    """The truth about the plants, with how many documents of each are in the corpora."""
+    first = {d.id for d, place in zip(planted, places, strict=True) if place == Place.FIRST}
+    return [
+        fact
+        | {
+            "documents": {
+                "standard": len(fact["ids"]),
+                "deduped": len(first.intersection(fact["ids"])),
+            }
+        }
+        for fact in truth
+    ]

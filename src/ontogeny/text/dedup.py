@@ -7,16 +7,13 @@ near-duplicates are not compared here.
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
-
-_TRAILING = re.compile(r"[ \t\f\v]+$", re.MULTILINE)
 
 
 def normalised(text: str) -> str:
     """The text in NFC with `\\n` line ends and no white space that ends a line or the text."""
     lines = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
-    return _TRAILING.sub("", lines).rstrip()
+    return "\n".join([line.rstrip(" \t\f\v") for line in lines.split("\n")]).rstrip()
 
 
 def text_digest(text: str) -> bytes:

@@ -1,49 +1,35 @@
-"""Documents to a store of tokens: in order, by several processes, the same bytes for any number.
+"""Documents to a store of tokens: file by file, by any number of workers, with the same bytes.
 
 Empty texts are dropped and an end-of-document token is put after each document, both as in
 GPT-NeoX (tools/preprocess_data.py); the latter can be left out, as Pythia's deduplicated Pile has
-it. Texts go to the workers in chunks, a few at a time, so memory does not grow with the corpus.
+it. A worker makes a store of a file; the stores are then joined. Texts are encoded in chunks, so
+memory does not grow with them.
 Not here: reading documents (`ontogeny.text`), the format (`store.py`, `writer.py`).
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import tempfile
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from ontogeny.artifact import Artifact, Input, writing
-from ontogeny.errors import ConfigError, DataError
-from ontogeny.text.documents import Document
-from ontogeny.tokens.store import IDS, SOURCE_DTYPE, SOURCES, TOKENS
+from ontogeny.artifact import Artifact, Draft, Input, writing
+from ontogeny.errors import DataError
+from ontogeny.text.documents import Document, documents_in
+from ontogeny.tokens.store import IDS, SOURCE_DTYPE, SOURCES, TOKENS, DocumentStore
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 from ontogeny.tokens.writer import StoreWriter, token_dtype
+from ontogeny.workers import Task, Workers, work_folder
 
 Eod = Literal["end", "none"]
 
-CHUNK_DOCUMENTS = 1024  # a chunk is what a worker is given at a time
+CHUNK_DOCUMENTS = 1024  # encoded at a time
 CHUNK_CHARACTERS = 1 << 20
-CHUNKS_AHEAD = 3  # a worker, so that none waits
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A chunk as tokens, its documents one after another."""
-
-    tokens: np.ndarray
-    sizes: np.ndarray
 
 
 @dataclass(slots=True)
@@ -66,26 +52,45 @@ class _StoreFiles(ExitStack):
         self.sources: BinaryIO = self.enter_context((folder / SOURCES).open("xb"))
         self.dtype = dtype
         self.tallies: dict[str, _Tally] = {}
+        self.num_empty = 0
+        self.encoders: set[str] = set()
 
-    def add(self, documents: list[Document], encoded: _Encoded) -> None:
-        self.tokens.add_documents(encoded.tokens, encoded.sizes)
+    def add(self, documents: list[Document], tokens: np.ndarray, sizes: np.ndarray) -> None:
+        """Append documents as their tokens, one after another."""
+        self.tokens.add_documents(tokens, sizes)
         ids = [document.id.encode() for document in documents]
         self.ids.add_documents(
             np.frombuffer(b"".join(ids), np.uint8), np.array([len(id_) for id_ in ids])
         )
         codes = []
-        for document, size in zip(documents, encoded.sizes.tolist(), strict=True):
-            tally = self.tallies.setdefault(document.source, _Tally(len(self.tallies)))
+        for document, size in zip(documents, sizes.tolist(), strict=True):
+            tally = self._tally(document.source)
             tally.documents += 1
             tally.tokens += size
             tally.bytes += len(document.text.encode())
             codes.append(tally.code)
         self.sources.write(np.array(codes, SOURCE_DTYPE).data)
 
+    def append(self, store: DocumentStore) -> None:
+        """Append a whole store."""
+        self.tokens.add_documents(store.flat, store.sizes)
+        self.ids.add_documents(store.document_ids.flat, store.document_ids.sizes)
+        codes = []
+        for source in store.artifact.facts["sources"]:
+            tally = self._tally(source["name"])
+            tally.documents += source["documents"]
+            tally.tokens += source["tokens"]
+            tally.bytes += source["bytes"]
+            codes.append(tally.code)
+        self.sources.write(np.array(codes, SOURCE_DTYPE)[store.sources].data)
+        self.num_empty += store.artifact.facts["num_empty_dropped"]
+        self.encoders |= {*store.artifact.provenance["encoders"]}
+
     def facts(self) -> dict[str, Any]:
         return {
             "num_documents": self.tokens.num_documents,
             "num_tokens": self.tokens.num_tokens,
+            "num_empty_dropped": self.num_empty,
             "dtype": self.dtype.name,
             "sources": [
                 {
@@ -98,6 +103,9 @@ class _StoreFiles(ExitStack):
             ],
         }
 
+    def _tally(self, source: str) -> _Tally:
+        return self.tallies.setdefault(source, _Tally(len(self.tallies)))
+
 
 def encode(
     documents: Iterable[Document],
@@ -105,42 +113,100 @@ def encode(
     folder: Path,
     *,
     eod: Eod = "end",
-    num_processes: int = 1,
     config: Mapping[str, Any],
     inputs: Mapping[str, Input],
 ) -> Artifact:
-    """Encode documents, in their order, into a store artifact.
+    """Encode documents, in their order and in this process, into a store artifact.
 
-    `config` is recorded together with `eod`. A single process is this one and uses the tokenizer's
-    own threads; several are spawned and use none. Sources are listed in the order first met.
-    Raises ConfigError for no process; DataError for no documents, text that is not Unicode, or a
-    worker that was killed.
+    `config` is recorded together with `eod`. Sources are listed in the order first met.
+    Raises DataError for no documents and for text that is not Unicode.
     """
-    if num_processes < 1:
-        raise ConfigError("encoding needs a process", expected="1 or more", found=num_processes)
-    end = vocabulary.eod if eod == "end" else None
-    num_empty = 0
+    with _store(folder, vocabulary, eod, config, inputs) as (draft, files):
+        _encode_into(files, documents, vocabulary, eod)
+        _require_tokens(files)
+    return draft.artifact
 
+
+def encode_files(
+    paths: Sequence[Path],
+    vocabulary: Artifact,
+    folder: Path,
+    *,
+    eod: Eod = "end",
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Input],
+    workers: Workers,
+) -> Artifact:
+    """Encode the documents of files, as `encode` would one file after another."""
+    tokenizer = vocabulary.path / TOKENIZER
+    with (
+        work_folder(folder, "store", {**config, "eod": eod}, inputs) as work,
+        _store(folder, _loaded(tokenizer), eod, config, inputs) as (draft, files),
+    ):
+        tasks = [
+            Task(
+                work / f"{number:05d}",
+                partial(_encode_file, path=path, tokenizer=tokenizer, eod=eod),
+            )
+            for number, path in enumerate(paths)
+        ]
+        for artifact in workers.do(tasks):
+            files.append(DocumentStore(artifact))
+        _require_tokens(files)
+    return draft.artifact
+
+
+def _encode_file(folder: Path, path: Path, tokenizer: Path, eod: Eod) -> Artifact:
+    """The store of one file, which may be of no documents."""
+    vocabulary = _loaded(tokenizer)
+    documents = (document for document, _ in documents_in(path, path.name, path))
+    with _store(folder, vocabulary, eod, {}, {}) as (draft, files):
+        _encode_into(files, documents, vocabulary, eod)
+    return draft.artifact
+
+
+@contextmanager
+def _store(
+    folder: Path,
+    vocabulary: Vocabulary,
+    eod: Eod,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Input],
+) -> Iterator[tuple[Draft, _StoreFiles]]:
+    """A store artifact being written."""
+    end = vocabulary.eod if eod == "end" else None
+    by: dict[str, list[str]] = {}
+    whole = {**config, "eod": eod}
+    with writing(folder, "store", config=whole, inputs=inputs, provenance=by) as draft:
+        with _StoreFiles(draft.folder, token_dtype(vocabulary.size)) as files:
+            yield draft, files
+        by["encoders"] = sorted(files.encoders)
+        draft.facts |= files.facts() | {"eod_id": end}
+        draft.facts |= {"vocabulary": vocabulary.digest, "vocabulary_size": vocabulary.size}
+
+
+def _encode_into(
+    files: _StoreFiles, documents: Iterable[Document], vocabulary: Vocabulary, eod: Eod
+) -> None:
     def kept() -> Iterator[Document]:
-        nonlocal num_empty
         for document in documents:
             if document.text:
                 yield document
             else:
-                num_empty += 1
+                files.num_empty += 1
 
-    with writing(folder, "store", config={**config, "eod": eod}, inputs=inputs) as draft:
-        with _StoreFiles(draft.folder, token_dtype(vocabulary.size)) as files:
-            chunks = _chunks(kept())
-            for chunk, encoded in _encoded(chunks, vocabulary, end, num_processes):
-                files.add(chunk, encoded)
-        if not files.tokens.num_documents:
-            raise DataError(
-                "no text to encode", expected="documents", found=f"{num_empty} empty ones"
-            )
-        draft.facts |= files.facts() | {"num_empty_dropped": num_empty, "eod_id": end}
-        draft.facts |= {"vocabulary": vocabulary.digest, "vocabulary_size": vocabulary.size}
-    return draft.artifact
+    for chunk in _chunks(kept()):
+        tokens, sizes = vocabulary.encode_batch([document.text for document in chunk])
+        if eod == "end":
+            tokens, sizes = np.insert(tokens, np.cumsum(sizes), vocabulary.eod), sizes + 1
+        files.add(chunk, tokens, sizes)
+    files.encoders.add(vocabulary.encoder.name)
+
+
+def _require_tokens(files: _StoreFiles) -> None:
+    if not files.tokens.num_documents:
+        found = f"{files.num_empty} empty ones"
+        raise DataError("no text to encode", expected="documents", found=found)
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -169,62 +235,4 @@ def _checked(document: Document) -> Document:
     return document
 
 
-def _encoded(
-    chunks: Iterable[list[Document]], vocabulary: Vocabulary, end: int | None, num_processes: int
-) -> Iterator[tuple[list[Document], _Encoded]]:
-    """Every chunk with its tokens, in order, at most a few of them under way at a time."""
-    if num_processes == 1:
-        for chunk in chunks:
-            yield chunk, _encode_chunk(vocabulary, end, [document.text for document in chunk])
-        return
-    under_way: deque[tuple[list[Document], Future[_Encoded]]] = deque()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, TOKENIZER)
-        file.write_text(vocabulary.definition, encoding="utf-8")
-        with _workers(num_processes) as pool:
-            for chunk in chunks:
-                texts = [document.text for document in chunk]
-                under_way.append((chunk, pool.submit(_encode_by_file, file, end, texts)))
-                if len(under_way) > CHUNKS_AHEAD * num_processes:
-                    first, future = under_way.popleft()
-                    yield first, future.result()
-            while under_way:
-                first, future = under_way.popleft()
-                yield first, future.result()
-
-
-@contextmanager
-def _workers(num_processes: int) -> Iterator[ProcessPoolExecutor]:
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, spawn, _use_one_thread)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a worker that encodes text was killed, perhaps for lack of memory",
-            fix="use fewer processes",
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _use_one_thread() -> None:
-    """Forbid a worker process the tokenizer's threads: the processes already share the cores."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
 _loaded = lru_cache(maxsize=1)(load_vocabulary)  # a worker loads its vocabulary once
-
-
-def _encode_by_file(file: Path, end: int | None, texts: list[str]) -> _Encoded:
-    return _encode_chunk(_loaded(file), end, texts)
-
-
-def _encode_chunk(vocabulary: Vocabulary, end: int | None, texts: list[str]) -> _Encoded:
-    ids = vocabulary.encode_all(texts)
-    if end is not None:
-        for document in ids:
-            document.append(end)
-    sizes = np.array([len(document) for document in ids], np.int64)
-    tokens = np.fromiter(chain.from_iterable(ids), np.int32, int(sizes.sum()))
-    return _Encoded(tokens, sizes)
