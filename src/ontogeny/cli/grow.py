@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,6 +21,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its 
 OtherBits = Annotated[
     bool, typer.Option("--other-bits", help="Go on from states of another torch or processor")
 ]
+NumWorkers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that prepare text; default: cores")
+]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Prepare text on a Ray cluster; local: here"),
+]
 STOPPED = "stopped; the same command goes on from the last saved state"
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where fetched packages are kept")]
 
@@ -32,6 +40,8 @@ def demo(
     changes: Changes = None,
     dry_run: DryRun = False,
     cache: Cache = None,
+    workers: NumWorkers = None,
+    ray: Cluster = None,
     other_bits: OtherBits = False,
 ) -> None:
     """From real text to a trained suite and a report, in minutes on two CPU cores."""
@@ -40,7 +50,8 @@ def demo(
         if prefetch:
             fetch_text(file, cache)
         else:
-            grow(file, folder or Path(name), changes, dry_run, cache, other_bits)
+            growth = Options(dry_run, cache, other_bits, workers, ray)
+            grow(file, folder or Path(name), changes, growth)
 
 
 @app.command()
@@ -50,10 +61,12 @@ def run(
     changes: Changes = None,
     dry_run: DryRun = False,
     cache: Cache = None,
+    workers: NumWorkers = None,
+    ray: Cluster = None,
     other_bits: OtherBits = False,
 ) -> None:
     """Grow a suite: make every stage that is missing, from text to report."""
-    grow(suite, folder, changes, dry_run, cache, other_bits)
+    grow(suite, folder, changes, Options(dry_run, cache, other_bits, workers, ray))
 
 
 @app.command()
@@ -153,13 +166,22 @@ def fetch_text(suite_file: Path, cache: Path | None) -> None:
         out.print(f"{file}")
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a suite is to be grown; none of it changes what comes out."""
+
+    dry_run: bool
+    cache: Path | None
+    other_bits: bool
+    num_workers: int | None
+    cluster: str | None
+
+
 def grow(
     suite_file: Path,
     folder: Path,
     changes: list[str] | None,
-    dry_run: bool,
-    cache: Path | None,
-    other_bits: bool,
+    options: Options,
 ) -> None:
     """Grow a suite in `folder`, or print what that would take."""
     from ontogeny.artifact import require_space
@@ -167,6 +189,7 @@ def grow(
     from ontogeny.report.tables import summary_rows
     from ontogeny.stages.graph import Growth
     from ontogeny.stages.plan import as_bytes, as_time, plan_rows, plan_suite, stage_rows
+    from ontogeny.workers import Workers, num_cores
 
     began = time.monotonic()
     suite = load_suite(suite_file, changes)
@@ -177,8 +200,17 @@ def grow(
     )
     progress = bars()
     base, watch = suite_file.parent, Bars(progress)
-    growth = Growth(suite, folder, base, cache, plan.num_lanes, watch, other_bits)
-    if dry_run:
+    growth = Growth(
+        suite,
+        folder,
+        base,
+        options.cache,
+        plan.num_lanes,
+        watch,
+        options.other_bits,
+        Workers(options.num_workers or num_cores(), options.cluster),
+    )
+    if options.dry_run:
         obstacle = growth.look()
         print_table(*stage_rows(plan, growth.found))
         if obstacle is not None:
