@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ontogeny.model.kernels import load
 
-CHUNK_BYTES = 256 << 20  # of logits held at once, in the dtype of the arithmetic
+CHUNK_BYTES = 64 << 20  # of logits held at once, in the dtype of the arithmetic, on a CPU
+ACCELERATOR_CHUNK_BYTES = 512 << 20  # and elsewhere, which is only fast with much to do at once
 STRIP_BYTES = 4 << 20  # of float32 logits held at once on a CPU: what stays in its cache
 
 
@@ -73,7 +74,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def _in_chunks(hidden: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows and their logits [chunk, V], which the next ones replace."""
-    parts = chunks(len(hidden), len(matrix) * matrix.itemsize, CHUNK_BYTES)
+    limit = CHUNK_BYTES if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+    parts = chunks(len(hidden), len(matrix) * matrix.itemsize, limit)
     buffer = hidden.new_empty(
         max((part.stop - part.start for part in parts), default=0), len(matrix)
     )
@@ -96,7 +98,7 @@ def _softmax_in_place(logits: Tensor, targets: Tensor, scale: float | None) -> T
     if logits.device.type == "cpu" and logits.dtype is torch.bfloat16 and load.has("loss"):
         _kernel(logits, targets, result, scale)
         return result
-    limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * CHUNK_BYTES
+    limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * ACCELERATOR_CHUNK_BYTES
     for rows in chunks(len(targets), logits.shape[1] * 4, limit):
         strip, target = logits[rows].float(), targets[rows, None]
         chosen, highest = strip.gather(1, target), strip.amax(dim=1, keepdim=True)
