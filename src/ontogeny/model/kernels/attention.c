@@ -32,7 +32,7 @@ typedef struct {
     const bf16 *d_out;              /* [B, T, H, D] */
     bf16 *d_qkv;                    /* [B, T, H, 3D] */
     long time, heads, size, rotary; /* T, H, D, R */
-    float scale;                    /* of the scores */
+    float scale, exponent;          /* of the scores: as numbers, as powers of 2 */
     long blocks, bytes;             /* of a head; of a thread's scratch */
     char *scratch;
 } Call;
@@ -151,16 +151,18 @@ typedef struct {
 INLINE void weigh(Queries *q, int n, const Call *call, int is_diagonal)
 {
     const int keys = is_diagonal ? n + LANES : BLOCK, vector = n / LANES;
-    const __m512 scale = _mm512_set1_ps(call->scale * 1.44269504f);
+    const __m512 scale = _mm512_set1_ps(call->exponent);
     const __m512 hidden = _mm512_set1_ps(-INFINITY);
-    __m512 high[4] = {hidden, hidden, hidden, hidden};
-    for (int key = 0; key < keys; key += 4)
-        UNROLL for (int i = 0; i < 4; i++)
-            high[i] = _mm512_max_ps(
-                high[i], _mm512_mask_loadu_ps(hidden, visible(key + i, n, is_diagonal),
-                                              q->scores + (key + i) * BLOCK + n));
-    __m512 highest = _mm512_max_ps(_mm512_max_ps(high[0], high[1]), _mm512_max_ps(high[2], high[3]));
-    highest = _mm512_max_ps(q->highest[vector], _mm512_mul_ps(highest, scale));
+    __m512 even = hidden, odd = hidden;
+    for (int key = 0; key < keys; key += 2) {
+        const float *at = q->scores + key * BLOCK + n;
+        __mmask16 first_mask = visible(key, n, is_diagonal);
+        __mmask16 next_mask = visible(key + 1, n, is_diagonal);
+        even = _mm512_max_ps(even, _mm512_mask_loadu_ps(hidden, first_mask, at));
+        odd = _mm512_max_ps(odd, _mm512_mask_loadu_ps(hidden, next_mask, at + BLOCK));
+    }
+    __m512 highest = _mm512_mul_ps(_mm512_max_ps(even, odd), scale);
+    highest = _mm512_max_ps(q->highest[vector], highest);
     __m512 shrunk = exp2_of(_mm512_sub_ps(q->highest[vector], highest));
     __m512 sum = _mm512_mul_ps(q->sum[vector], shrunk);
     for (int key = 0; key < keys; key += 2) {
@@ -213,7 +215,8 @@ FAST static void forward(void *context, long item, int thread)
     const bf16 *from = call->qkv + 3 * place;
     char *scratch = call->scratch + thread * call->bytes;
     Queries *q = take(&scratch, sizeof(Queries));
-    pair *keys = take(&scratch, call->blocks * bytes), *values = take(&scratch, call->blocks * bytes);
+    pair *keys = take(&scratch, call->blocks * bytes);
+    pair *values = take(&scratch, call->blocks * bytes);
     pair *queries = take(&scratch, bytes), *paired = take(&scratch, bytes);
     bf16 *rows = take(&scratch, bytes);
     float *out_rows = take(&scratch, 2 * bytes);
@@ -283,9 +286,9 @@ FAST static void read_queries(Queried *to, bf16 *rows, const Call *call, long of
 
 /* Of 16 keys and 16 queries from `key` and n on: the weights again, the gradients of scores. */
 INLINE void weigh_again(Meeting *at, int key, int n, const Queried *q, long block,
-                             const Call *call, int is_diagonal)
+                        const Call *call, int is_diagonal)
 {
-    const __m512 scale = _mm512_set1_ps(call->scale * 1.44269504f);
+    const __m512 scale = _mm512_set1_ps(call->exponent);
     const __m512 highest = _mm512_loadu_ps(q->highest + block * BLOCK + n);
     const __m512 log_sum = _mm512_loadu_ps(q->log_sum + block * BLOCK + n);
     const __m512 delta = _mm512_loadu_ps(q->delta + block * BLOCK + n);
@@ -379,6 +382,7 @@ static int compute(Call *call, const long *shape, long (*bytes)(const Call *),
     call->size = shape[3];
     call->rotary = shape[4];
     call->scale = 1.0f / sqrtf((float)call->size);
+    call->exponent = call->scale * 1.44269504f; /* log2(e) */
     call->blocks = (call->time + BLOCK - 1) / BLOCK;
     call->bytes = bytes(call);
     call->scratch = aligned_alloc(64, (size_t)(call->bytes * num_threads));
