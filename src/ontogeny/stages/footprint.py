@@ -1,18 +1,16 @@
 """What a layout makes each rank hold and send: closed forms of what `training` does on a GPU.
 
-The forms are checked against the cut model itself and against tensors counted while real ranks
-train. What a tensor rank has of a matrix follows the table of `training/parallel.py`.
+They are checked against the cut model, and against tensors counted while real ranks take an update
+(`tests/distributed/test_footprint.py`). Not here: how long it takes (`forecast.py`).
 
-Symbols: h hidden size, V vocabulary, D data-parallel ranks, T tensor-parallel ranks.
+Symbols: h hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ontogeny.model.loss import CHUNK_BYTES
-from ontogeny.shape import Shape
+from ontogeny.model.loss import ACCELERATOR_CHUNK_BYTES
 from ontogeny.suite import RunSettings
 from ontogeny.training.layout import Layout
 
@@ -23,49 +21,48 @@ HALF = 2  # bytes of what is computed, and of a block's parameters and gradients
 # attention's output and its copy in the order of the heads, both sides of the activation function.
 KEPT_WHOLE, KEPT_CUT = 3, 15
 
-Parts = Sequence[tuple[int, int]]  # rows and columns of tensors
-
-
-def block_parts(shape: Shape, tensor: int = 1) -> Parts:
-    """What one of `tensor` ranks has of a block's tensors; a vector has one column."""
-    h = shape.hidden_size
-    qkv, inner, attention = 3 * h // tensor, 4 * h // tensor, h // tensor
-    columnwise = [(qkv, h), (qkv, 1), (inner, h), (inner, 1)]
-    rowwise = [(h, attention), (h, 1), (h, inner), (h, 1)]
-    return [*columnwise, *rowwise, *[(h, 1)] * 4]  # and two norms
-
-
-def root_parts(shape: Shape, tensor: int = 1) -> Parts:
-    """What it has of the tensors outside the blocks: both embeddings, and the last norm."""
-    h = shape.hidden_size
-    return [(shape.vocab_size // tensor, h)] * 2 + [(h, 1)] * 2
-
-
-def count(parts: Parts, data: int = 1) -> int:
-    """How many numbers the first of `data` ranks has, who has the most of every tensor."""
-    return sum(-(-rows // data) * columns for rows, columns in parts)
-
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Numbers of parameters: of a block and of all else, as tensor ranks have them, and its own."""
+class Share:
+    """The part of a run's work and parameters that falls to the first rank, who has the most."""
 
-    block: int
-    root: int
-    whole: int
-    own: int
+    settings: RunSettings
+    layout: Layout
 
+    @property
+    def micro_steps(self) -> int:
+        return self.settings.num_leaves // self.layout.data
 
-def held(shape: Shape, layout: Layout) -> Held:
-    """The parameters of a layout's first rank."""
-    block, root = block_parts(shape, layout.tensor), root_parts(shape, layout.tensor)
-    num_layers, data = shape.num_layers, layout.data
-    return Held(
-        count(block),
-        count(root),
-        num_layers * count(block) + count(root),
-        num_layers * count(block, data) + count(root, data),
-    )
+    @property
+    def tokens(self) -> int:
+        """Of one forward pass."""
+        return self.settings.tokens_per_update // self.settings.num_leaves
+
+    @property
+    def num_gathers(self) -> int:
+        """How often an update gathers the parameters: once, or for every pass anew."""
+        return 1 if self.layout.shard == "optimizer" else 2 * self.micro_steps
+
+    @property
+    def num_ids(self) -> int:
+        """Of the vocabulary."""
+        return self.settings.shape.vocab_size // self.layout.tensor
+
+    def block(self, data: int = 1) -> int:
+        """Parameters of a block, of which `data` ranks hold some rows each."""
+        h, tensor = self.settings.shape.hidden_size, self.layout.tensor
+        wide = sum(-(-rows * h // tensor // data) * (h + 1) for rows in (3, 4))  # and their biases
+        narrow = -(-h // data) * (5 * h // tensor)
+        return wide + narrow + 6 * -(-h // data)  # two more biases, two norms
+
+    def root(self, data: int = 1) -> int:
+        """Parameters outside the blocks: both embeddings and the last norm."""
+        h = self.settings.shape.hidden_size
+        return 2 * -(-self.num_ids // data) * h + 2 * -(-h // data)
+
+    def parameters(self, data: int = 1) -> int:
+        """All of them."""
+        return self.settings.shape.num_layers * self.block(data) + self.root(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +72,8 @@ class Memory:
     parameters: int
     moments: int
     gradients: int  # the sums of the tree, of the rank's own part
-    gathered: int  # parameters of other ranks, as long as they are needed
-    activations: int  # what the backward pass needs, weights in the dtype of the arithmetic too
+    gathered: int  # parameters of all ranks, while they are needed
+    activations: int  # all that the backward pass needs
     logits: int  # a chunk of them, and what the loss makes of it
     block_exchange: int  # gradients of a block on their way to their ranks
     root_exchange: int  # those of the embeddings, when the activations are gone
@@ -85,84 +82,68 @@ class Memory:
     def total(self) -> int:
         """What there is at the fullest moment of an update.
 
-        The last gradient of the tree comes into being while the activations go.
+        The last gradient that is added to the tree comes as the activations go.
         """
-        gradient = self.parameters
-        kept = self.parameters + self.moments + self.gathered + self.gradients - gradient
+        last = self.parameters
+        kept = self.parameters + self.moments + self.gathered + self.gradients - last
         turning = self.activations + max(self.logits, self.block_exchange)
-        return kept + max(turning, gradient + self.root_exchange)
+        return kept + max(turning, last + self.root_exchange)
 
 
-def memory(settings: RunSettings, layout: Layout) -> Memory:
+def memory(share: Share) -> Memory:
     """What a rank holds, of a run whose arithmetic is in half precision."""
-    shape, parts = settings.shape, held(settings.shape, layout)
-    sums = (settings.num_leaves // layout.data).bit_length()
+    layout, shape = share.layout, share.settings.shape
+    own = MASTER * share.parameters(layout.data)
     gathered = in_blocks = at_root = 0
     if layout.num_ranks > 1:
-        is_kept = layout.shard == "optimizer"
-        num_blocks = shape.num_layers if is_kept else min(2, shape.num_layers)  # used and coming
-        gathered = HALF * num_blocks * parts.block + MASTER * parts.root
-        # As computed, side by side to be sent, and as received, to be added in order.
-        in_order = settings.training.reproducible
-        in_blocks = parts.block * (2 * MASTER + 2 * HALF if in_order else HALF + MASTER)
-        at_root = parts.root * 2 * MASTER
+        num_blocks = shape.num_layers if layout.shard == "optimizer" else min(2, shape.num_layers)
+        gathered = num_blocks * HALF * share.block() + MASTER * share.root()
+        # As computed and side by side to be sent; to be added in order, also as sent and received.
+        in_order = share.settings.training.reproducible
+        in_blocks = share.block() * (2 * MASTER + 2 * HALF if in_order else HALF + MASTER)
+        at_root = share.root() * 2 * MASTER
+    chunk = min(ACCELERATOR_CHUNK_BYTES, HALF * share.num_ids * share.tokens)
     return Memory(
-        parameters=MASTER * parts.own,
-        moments=2 * MASTER * parts.own,
-        gradients=MASTER * parts.own * sums,
+        parameters=own,
+        moments=2 * own,
+        gradients=own * share.micro_steps.bit_length(),
         gathered=gathered,
-        activations=activations(settings, layout),
-        logits=logits(settings, layout),
+        activations=activations(share),
+        # A chunk with two like it in float32, and the matrix with its gradient.
+        logits=chunk + 2 * chunk * MASTER // HALF + 2 * HALF * share.num_ids * shape.hidden_size,
         block_exchange=in_blocks,
         root_exchange=at_root,
     )
 
 
-def micro_batch_tokens(settings: RunSettings) -> int:
-    """The tokens of one forward pass of a rank."""
-    return settings.tokens_per_update // settings.num_leaves
-
-
-def block_activations(settings: RunSettings, layout: Layout, kept_cut: int = KEPT_CUT) -> int:
+def block_activations(share: Share, kept_cut: int = KEPT_CUT) -> int:
     """Bytes that a block keeps of a micro batch for the backward pass.
 
     A rank alone, whose parameters are float32, keeps the matrices too, as they were multiplied.
     """
-    h, heads, tensor = settings.shape.hidden_size, settings.shape.num_heads, layout.tensor
-    a_token = HALF * h * (KEPT_WHOLE + kept_cut / tensor) + 4 * (heads / tensor + 4)
-    matrices = count(block_parts(settings.shape)) if layout.num_ranks == 1 else 0
-    return int(micro_batch_tokens(settings) * a_token) + HALF * matrices
+    shape, tensor = share.settings.shape, share.layout.tensor
+    widths = HALF * shape.hidden_size * (KEPT_WHOLE + kept_cut / tensor)
+    a_token = widths + 4 * (shape.num_heads / tensor + 4)  # attention's and the norms' statistics
+    matrices = HALF * share.block() if share.layout.num_ranks == 1 else 0
+    return int(share.tokens * a_token) + matrices
 
 
-def activations(settings: RunSettings, layout: Layout, kept_cut: int = KEPT_CUT) -> int:
+def activations(share: Share, kept_cut: int = KEPT_CUT) -> int:
     """Bytes that are kept for the backward pass when it starts.
 
     With recomputation, the input of every block, and all of one block at a time.
     """
-    shape, tokens = settings.shape, micro_batch_tokens(settings)
-    inputs = HALF * shape.hidden_size * tokens
-    block = block_activations(settings, layout, kept_cut)
-    blocks = shape.num_layers * inputs + block if layout.recompute else shape.num_layers * block
+    shape, block = share.settings.shape, block_activations(share, kept_cut)
+    inputs = HALF * shape.hidden_size * share.tokens
+    recompute = share.layout.recompute
+    blocks = shape.num_layers * inputs + block if recompute else shape.num_layers * block
     # Outside: the last norm's input, the loss's gradients of its input and of its matrix, ids.
-    outside = 2 * inputs + MASTER * shape.vocab_size * shape.hidden_size // layout.tensor
-    return blocks + outside + 8 * tokens
-
-
-def logits(settings: RunSettings, layout: Layout) -> int:
-    """Bytes while the loss is computed: a chunk of logits, twice in float32, and the matrix."""
-    columns = settings.shape.vocab_size // layout.tensor
-    chunk = min(CHUNK_BYTES, HALF * columns * micro_batch_tokens(settings))
-    return 5 * chunk + 2 * HALF * columns * settings.shape.hidden_size
-
-
-def num_gathers(settings: RunSettings, layout: Layout) -> int:
-    """How often an update gathers the parameters: once, or for every pass anew."""
-    return 1 if layout.shard == "optimizer" else 2 * settings.num_leaves // layout.data
+    return blocks + 2 * inputs + MASTER * share.num_ids * shape.hidden_size + 8 * share.tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that each rank sends an update: of blocks, of the embeddings, within their products."""
+    """Bytes that each rank sends an update: for blocks, for the embeddings, within products."""
 
     gather: float
     reduce: float
@@ -175,22 +156,20 @@ class Traffic:
         return self.gather + self.reduce + self.gather_ends + self.reduce_ends + self.tensor
 
 
-def traffic(settings: RunSettings, layout: Layout) -> Traffic:
+def traffic(share: Share) -> Traffic:
     """What a rank sends: parameters gathered, gradients summed, and what tensor parallel adds."""
-    shape, parts = settings.shape, held(settings.shape, layout)
-    micro_steps = settings.num_leaves // layout.data
+    layout, shape = share.layout, share.settings.shape
     others = (layout.data - 1) / layout.data
-    gathers = others * num_gathers(settings, layout)
-    blocks, ends = shape.num_layers * parts.block, MASTER * parts.root
-    summed_as = HALF if settings.training.reproducible else MASTER
+    gathers, reduces = others * share.num_gathers, others * share.micro_steps
+    blocks, ends = shape.num_layers * share.block(), MASTER * share.root()
     # Two sums of a block's outputs, of which one is needed again to recompute; two of its inputs'
     # gradients; that of the embeddings, in float32; that of the gradient behind the loss.
     sums = shape.num_layers * (4 + layout.recompute) + 2 + 1
-    summed = HALF * micro_batch_tokens(settings) * shape.hidden_size * micro_steps * sums
+    summed = sums * HALF * shape.hidden_size * share.tokens * share.micro_steps
     return Traffic(
         gather=gathers * HALF * blocks,
-        reduce=others * micro_steps * summed_as * blocks,
+        reduce=reduces * (HALF if share.settings.training.reproducible else MASTER) * blocks,
         gather_ends=gathers * ends,
-        reduce_ends=others * micro_steps * ends,
+        reduce_ends=reduces * ends,
         tensor=2 * (layout.tensor - 1) / layout.tensor * summed,
     )

@@ -52,29 +52,18 @@ def find_gpu(name: str) -> Gpu:
     return GPUS[name]
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """How a size of Pythia was trained, and the GPU-hours its paper states."""
-
-    data: int
-    tensor: int
-    micro_batch_rows: int
-    gpu_hours: int
-
-    @property
-    def layout(self) -> Layout:
-        """All of them kept a part of the optimizer's state and computed activations again."""
-        return Layout(self.data, self.tensor, "optimizer", recompute=True)
-
-
-# On A100s of 40 GB. Hours: Biderman et al. 2023, appendix; the rest: the released configurations.
+# How Pythia was trained on A100s of 40 GB, and the GPU-hours stated: layout, rows a micro batch.
+# Hours: Biderman et al. 2023, appendix; the rest: the released configurations.
 PAPER = {
-    "70m": Published(32, 1, 32, 510),
-    "160m": Published(32, 1, 32, 1_030),
-    "410m": Published(32, 1, 32, 2_540),
-    "1b": Published(64, 1, 16, 4_830),
-    "1.4b": Published(64, 1, 16, 7_120),
-    "2.8b": Published(64, 1, 16, 14_240),
-    "6.9b": Published(64, 2, 8, 33_500),
-    "12b": Published(64, 4, 8, 72_300),
+    name: (Layout(data, tensor, "optimizer", recompute=True), rows, gpu_hours)
+    for name, data, tensor, rows, gpu_hours in (
+        ("70m", 32, 1, 32, 510),
+        ("160m", 32, 1, 32, 1_030),
+        ("410m", 32, 1, 32, 2_540),
+        ("1b", 64, 1, 16, 4_830),
+        ("1.4b", 64, 1, 16, 7_120),
+        ("2.8b", 64, 1, 16, 14_240),
+        ("6.9b", 64, 2, 8, 33_500),
+        ("12b", 64, 4, 8, 72_300),
+    )
 }
