@@ -59,7 +59,7 @@ def require_layout(layout: Layout, settings: RunSettings) -> None:
                 where=settings.member,
                 expected=f"tensor-parallel ranks: {_listed(both)}",
                 found=layout.tensor,
-                fix="--tensor-parallel",
+                fix=f"--tensor-parallel {max(size for size in both if size < layout.tensor)}",
             )
     if training.reproducible and layout.tensor > 1:
         raise ConfigError(

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from ontogeny.model.loss import CHUNK_BYTES, STRIP_BYTES, chunks
+from ontogeny.model.loss import ACCELERATOR_CHUNK_BYTES, CHUNK_BYTES, STRIP_BYTES, chunks
 from ontogeny.training.parts import own
 
 
@@ -38,7 +38,8 @@ class CrossEntropyOfParts(torch.autograd.Function):
         ids = targets - mesh.get_local_rank() * len(matrix)  # their places in this part
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in chunks(len(ids), matrix.shape[0] * matrix.itemsize, CHUNK_BYTES):
+        limit = CHUNK_BYTES if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+        for rows in chunks(len(ids), matrix.shape[0] * matrix.itemsize, limit):
             logits = hidden[rows] @ matrix.T  # [chunk, P]
             parts = torch.stack(sums_and_chosen(logits, ids[rows]))  # [2, chunk]
             gathered = [torch.empty_like(parts) for _ in range(mesh.size())]
@@ -83,5 +84,5 @@ def is_inside(ids: Tensor, logits: Tensor) -> Tensor:
 
 def strips(logits: Tensor) -> list[slice]:
     """Rows whose logits are held in float32 at a time: on a CPU, what stays in its cache."""
-    limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * CHUNK_BYTES
+    limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * ACCELERATOR_CHUNK_BYTES
     return chunks(len(logits), logits.shape[1] * 4, limit)
