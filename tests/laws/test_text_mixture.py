@@ -55,6 +55,10 @@ def test_copies_fill_the_epochs(num_bytes: list[int], epochs: float, seed: int) 
     np.testing.assert_array_equal(copies(digests[order], bytes_of[order], epochs), found[order])
 
 
+def test_what_fits_exactly_is_taken() -> None:
+    assert sorted(copies(digests_of(4), np.full(4, 10), 1.5).tolist()) == [1, 1, 2, 2]
+
+
 @given(sizes, st.floats(0, 3), st.floats(0, 3))
 def test_more_epochs_take_no_copy_away(num_bytes: list[int], one: float, other: float) -> None:
     less, more = sorted((one, other))

@@ -144,6 +144,16 @@ def test_clusters_are_those_of_all_pairs(threshold: float, seed: int) -> None:
         assert first_alike(table, threshold).tolist() == expected
 
 
+def test_every_pair_of_a_band_is_compared() -> None:
+    """Three share one band, of which the first is unlike the others, which share no other."""
+    num_bands, width = bands(0.87)
+    table = np.random.RandomState(0).randint(0, 2**32, (3, SIGNATURE), dtype=np.uint32)
+    table[1:, :width] = table[0, :width]
+    table[2] = table[1]
+    table[2, [band * width for band in range(1, num_bands)]] += np.uint32(1)
+    assert first_alike(table, 0.87).tolist() == [0, 1, 1]
+
+
 def test_clusters_do_not_depend_on_the_order() -> None:
     planted, _ = planted_pairs(0.9, 30, shingles=60)
     table = signatures([*planted, *planted[:7]])

@@ -100,14 +100,14 @@ def test_files_can_be_read_one_by_one(tmp_path: Path) -> None:
     assert one_by_one == list(read_documents(tmp_path))
 
 
-def save_data_set(folder: Path, num_shards: int = 2, **more: Any) -> None:
+def save_data_set(folder: Path, num_shards: int = 2) -> None:
     """As `save_to_disk` of Hugging Face datasets does, with a cache beside it."""
     folder.mkdir()
     names = [f"data-{shard:05}-of-{num_shards:05}.arrow" for shard in range(num_shards)]
     for shard, name in enumerate(names):
         write_stream(TEN.slice(5 * shard, 5), folder / name)
     write_stream(TEN, folder / "cache-87b90c2ecbea8c03.arrow")
-    state = {"_data_files": [{"filename": name} for name in names], **more}
+    state = {"_data_files": [{"filename": name} for name in names]}
     (folder / "state.json").write_text(json.dumps(state))
     (folder / "dataset_info.json").write_text("{}")
 
@@ -128,11 +128,6 @@ def test_a_data_set_that_is_not_whole(tmp_path: Path) -> None:
     message = fault(tmp_path / "wiki")
     assert "a file of the data set is missing; expected 2 files that state.json lists" in message
     assert "found 1, without data-00001-of-00002.arrow" in message
-
-
-def test_rows_selected_by_an_index(tmp_path: Path) -> None:
-    save_data_set(tmp_path / "wiki", _indices_data_files=[{"filename": "indices.arrow"}])
-    assert "selected by an index; try: dataset.flatten_indices()" in fault(tmp_path / "wiki")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -54,15 +54,14 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def listed_files(folder: Path) -> frozenset[str] | None:
     """The files of a data set that was saved in this folder; None where none was.
 
-    Raises DataError when one of them is not there, or rows were selected without being copied.
+    Raises DataError when one of them is not there.
     """
     state = folder / "state.json"
     if not state.is_file():
         return None
     try:
-        values = json.loads(state.read_bytes())
-        names = frozenset(str(entry["filename"]) for entry in values["_data_files"])
-        has_selection = bool(values.get("_indices_data_files"))  # datasets 1
+        listed = json.loads(state.read_bytes())["_data_files"]
+        names = frozenset(str(entry["filename"]) for entry in listed)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # some other program's state
     missing = sorted(name for name in names if not (folder / name).is_file())
@@ -73,12 +72,6 @@ def listed_files(folder: Path) -> frozenset[str] | None:
             expected=f"{len(names)} files that state.json lists",
             found=f"{len(names) - len(missing)}, without {missing[0]}",
             fix="copy the folder again",
-        )
-    if has_selection:
-        raise DataError(
-            "rows of the data set are selected by an index",
-            where=state,
-            fix="dataset.flatten_indices().save_to_disk(...)",
         )
     return names
 
