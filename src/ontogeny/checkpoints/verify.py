@@ -19,7 +19,8 @@ from ontogeny.artifact import Artifact, file_fault
 from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError, Fault, OntogenyError
 from ontogeny.ranges import Ranges, open_ranges
-from ontogeny.steps import step_folder
+from ontogeny.results import parse_metrics
+from ontogeny.steps import METRICS, step_folder
 from ontogeny.suite import RECIPES, RunSettings
 
 LENGTH = 8  # bytes in front of the header
@@ -165,9 +166,20 @@ def chain_faults(
         parent = one.digest
         earlier = weights.setdefault(digest_json(one.facts.get("tensors")), step)
         first_moves_nothing = RECIPES[settings.recipe].first_rate_is_zero
-        if earlier != step and not (first_moves_nothing and step == settings.origin + 1):
+        may_be_equal = first_moves_nothing and step == settings.origin + 1
+        if earlier != step and not may_be_equal and not _rested(run, earlier, step):
             cause = "one of the two was saved or copied under a wrong step"
             yield Fault(place, f"has the very weights of step{earlier}", cause, again)
+
+
+def _rested(run: Artifact, first: int, last: int) -> bool:
+    """Whether the run's metrics say of every update between two steps that it moved nothing."""
+    path = run.path / METRICS
+    lines = path.read_bytes().splitlines()[first:last] if path.is_file() else []
+    rows = [parse_metrics(line.decode("utf-8", errors="replace")) for line in lines]
+    return len(rows) == last - first and all(
+        row is not None and (row.skipped or row.learning_rate == 0) for row in rows
+    )
 
 
 def _wrong_links(
