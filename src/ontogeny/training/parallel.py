@@ -9,6 +9,7 @@ fixed order, pair by pair. Not here: the loss over a part of the ids (`vocabular
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -51,6 +52,8 @@ def distribute(objective: Objective, ranks: Ranks, training: TrainingSettings) -
     """Cut a model over the ranks, in place: this one then holds its part."""
     assert ranks.mesh is not None, "nothing is cut for a rank alone"
     if ranks.layout.tensor > 1:
+        # Saving gathers a tensor over both kinds of ranks, in two steps, of which torch warns.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         parallelize_module(
             objective.model, ranks.mesh["tensor"], TENSOR_PARALLEL, src_data_rank=None
         )
