@@ -24,6 +24,11 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as de
 Changes = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting")
 ]
+OtherBits = Annotated[
+    bool, typer.Option("--other-bits", help="Go on from states of another torch or processor")
+]
+
+STOPPED = "stopped; the same command goes on from the last saved state"
 
 
 @app.callback()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ontogeny.cli.app import RunFolder, app, out, print_table
-from ontogeny.cli.grow import DryRun, OtherBits
+from ontogeny.cli.app import OtherBits, RunFolder, app, out, print_table
+from ontogeny.cli.grow import DryRun
 from ontogeny.cli.progress import bars, update_bar
 
 if TYPE_CHECKING:

@@ -1,26 +1,20 @@
-"""Verbs that make things: `demo`, `run`, `train`, `report`, `prune`."""
+"""Verbs that grow suites: `demo`, `run`, `report`."""
 
 from __future__ import annotations
 
-import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from ontogeny.cli.app import Changes, RunFolder, app, leave, out, print_table
-from ontogeny.cli.progress import Bars, bars, update_bar
-from ontogeny.config import build, read_toml, with_changes
-from ontogeny.suite import RunFile, load_suite
+from ontogeny.cli.app import STOPPED, Changes, OtherBits, app, leave, out, print_table
+from ontogeny.cli.progress import Bars, bars
+from ontogeny.suite import load_suite
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing")]
-OtherBits = Annotated[
-    bool, typer.Option("--other-bits", help="Go on from states of another torch or processor")
-]
 NumWorkers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Processes that prepare text; default: cores")
 ]
@@ -28,7 +22,6 @@ Cluster = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Prepare text on a Ray cluster; local: here"),
 ]
-STOPPED = "stopped; the same command goes on from the last saved state"
 Cache = Annotated[Path | None, typer.Option("--cache", help="Where fetched packages are kept")]
 
 
@@ -67,77 +60,6 @@ def run(
 ) -> None:
     """Grow a suite: make every stage that is missing, from text to report."""
     grow(suite, folder, changes, Options(dry_run, cache, other_bits, workers, ray))
-
-
-@app.command()
-def train(
-    run_file: Annotated[Path, typer.Argument(help="A run file: a size and the store to train on")],
-    folder: Annotated[Path, typer.Option("--out", help="The folder of the run")],
-    changes: Changes = None,
-    num_ranks: Annotated[int, typer.Option("--ranks", min=1, help="Processes that share it")] = 1,
-    tensor: Annotated[
-        int, typer.Option("--tensor-parallel", min=1, help="Ranks that share each matrix")
-    ] = 1,
-    shard: Annotated[
-        Literal["optimizer", "all"], typer.Option(help="What each rank holds only a part of")
-    ] = "optimizer",
-    patience: Annotated[
-        float, typer.Option(help="Seconds a rank may be silent before the others give up")
-    ] = 600.0,
-    recompute: Annotated[
-        bool, typer.Option(help="Forget activations, compute them again going backward")
-    ] = False,
-    tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars too")] = False,
-    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to W&B too")] = None,
-    other_bits: OtherBits = False,
-) -> None:
-    """Train a single run, or go on with it; with --ranks, or under torchrun, by several ranks."""
-    from ontogeny.stages.single import begin_single
-    from ontogeny.training import metrics
-    from ontogeny.training.launch import launch, num_started
-    from ontogeny.training.layout import Layout, require_layout
-    from ontogeny.training.loop import train as train_run
-    from ontogeny.training.ranks import joined
-
-    values = with_changes(read_toml(run_file), changes or [])
-    single = build(RunFile, values, run_file)
-    number = num_started() or num_ranks
-    layout = Layout(number // tensor or 1, tensor, shard, recompute)
-    if number > 1 and not num_started():
-        run, _ = begin_single(single, run_file.parent, folder)
-        require_layout(layout, run.settings)
-        try:
-            raise typer.Exit(launch(sys.argv[1:], number))
-        except KeyboardInterrupt:
-            leave(STOPPED, 130)
-    with joined(layout, patience) as ranks, ExitStack() as shown:
-        run, batches = ranks.first(lambda: begin_single(single, run_file.parent, folder))
-        settings, sinks = run.settings, []
-        if ranks.is_first and not run.is_finished:
-            sinks = [metrics.tensorboard_sink(folder / "tensorboard")] if tensorboard else []
-            if wandb is not None:
-                sinks.append(metrics.wandb_sink(wandb, settings.member, settings.resolved()))
-            sinks.append(update_bar(shown.enter_context(bars()), settings))
-        if not run.is_finished:
-            train_run(run, batches, sinks, ranks=ranks, other_bits=other_bits)
-    if ranks.is_first:
-        out.print(f"{folder}: step {settings.num_updates} of {settings.num_updates}")
-
-
-@app.command()
-def prune(run: RunFolder) -> None:
-    """Free the full states of a run; its checkpoints and their lineage stay whole.
-
-    A run that is not finished keeps its latest state, to go on from.
-    """
-    from ontogeny.checkpoints.store import drop_states, list_states
-    from ontogeny.training.run import locked, open_run
-
-    opened = open_run(run)
-    with locked(run):
-        latest = list_states(run)[-1:]
-        freed = drop_states(run, frozenset() if opened.is_finished else frozenset(latest))
-    out.print(f"{run}: freed {freed / 1e6:.1f} MB of full states")
 
 
 @app.command()

@@ -12,12 +12,23 @@ import signal
 import time
 from typing import NoReturn
 
-from ontogeny.cli import batch, branch, grow, imports, lint, look, plan, replay, seen, trust
+from ontogeny.cli import (
+    batch,
+    branch,
+    grow,
+    imports,
+    lint,
+    look,
+    replay,
+    seen,
+    train,
+    trust,
+)
 from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError, Stopped
 
 # Importing a file adds its verbs to the app.
-VERBS = (batch, branch, grow, imports, lint, look, plan, replay, seen, trust)
+VERBS = (batch, branch, grow, imports, lint, look, replay, seen, train, trust)
 
 FIRST_SPEAKS = 3.0  # seconds before another rank does
 
