@@ -165,8 +165,9 @@ def test_micro_batches_change_only_the_last_bits(
 ) -> None:
     run = begin(ground, tmp_path / "run", settings(micro_batch_rows=2))
     train(run, ground.batches(4))
-    losses = np.array([[row[1] for row in lines(one)] for one in (run, undisturbed)])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-4)
+    for place in (1, 2):  # losses, norms of the gradient
+        told = np.array([[row[place] for row in lines(one)] for one in (run, undisturbed)])
+        np.testing.assert_allclose(told[0], told[1], rtol=2e-4 * place)
     assert [row[3] for row in lines(run)] == [row[3] for row in lines(undisturbed)]
 
 
