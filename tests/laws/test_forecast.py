@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -22,11 +23,14 @@ import ontogeny
 from ontogeny.config import build
 from ontogeny.errors import ConfigError
 from ontogeny.model.attention import rotate
+from ontogeny.model.loss import linear_cross_entropy
 from ontogeny.model.neox import Block, rotary_tables
-from ontogeny.stages.footprint import Share, block_activations, memory
+from ontogeny.stages.footprint import Share, block_activations, memory, traffic
 from ontogeny.stages.forecast import (
     MOVED_BACKWARD,
     MOVED_FORWARD,
+    MOVED_LOGIT,
+    SHARE_OF_PEAK,
     against_paper,
     choose,
     counted,
@@ -180,6 +184,16 @@ def test_a_block_keeps_and_moves_what_is_planned() -> None:
         assert reading.moved.total() / width == pytest.approx(sum(planned), rel=0.1)
 
 
+def test_the_loss_moves_what_is_planned() -> None:
+    hidden = torch.empty(4096, 8, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    weight = torch.empty(1024, 8, device="meta", requires_grad=True)
+    with Reading() as reading:
+        linear_cross_entropy(hidden, weight, torch.empty(4096, dtype=torch.int64, device="meta"))
+    all_columns = ("amax", "_softmax", "mul_", "_to_copy", "copy_")
+    moved = sum(reading.moved[name] for name in all_columns)
+    assert moved / (4096 * 1024) == pytest.approx(MOVED_LOGIT, rel=0.1)
+
+
 @given(st.integers(1, 40))
 def test_a_tree_holds_as_many_sums_as_are_planned(number: int) -> None:
     tree, held_at_once, leaves = Tree(), 0, list[weakref.ref[Tensor]]()
@@ -208,6 +222,19 @@ def test_rates_are_those_of_every_byte_on_its_way() -> None:
             groups, near = tensor, places.count(places[0])
             assert ring == min(gpu.link_rate, NODE * gpu.network_rate / groups)
             assert near * groups == NODE
+
+
+@pytest.mark.parametrize("shard", ["optimizer", "all"])
+def test_what_is_sent_hides_behind_what_is_computed(shard: Literal["optimizer", "all"]) -> None:
+    settings, layout = run_of("410m"), Layout(32, 1, shard)
+    fast = replace(GPUS["h100"], flops=1e30, memory_rate=1e30)
+    slow = replace(GPUS["h100"], flops=1e6)
+    sent = traffic(Share(settings, layout))
+    ring, straight = (SHARE_OF_PEAK * rate for rate in data_rates(fast, layout))
+    ends = sent.gather_ends / ring + sent.reduce_ends / straight
+    assert forecast(settings, layout, slow).exposed_seconds == pytest.approx(ends)
+    late = sent.gather / ring + sent.reduce / straight
+    assert forecast(settings, layout, fast).exposed_seconds == pytest.approx(ends + late)
 
 
 def test_the_best_is_the_fastest_that_fits() -> None:
