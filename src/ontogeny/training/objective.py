@@ -16,18 +16,21 @@ from ontogeny.model.neox import NeoX
 class Objective(nn.Module):
     """A model and its loss; called on rows, so that what cuts the model sees the whole pass.
 
-    With `recompute`, the model's blocks keep only their inputs for the backward pass.
+    With `recompute`, the model's blocks keep only their inputs for the backward pass; with
+    `compiles`, they are compiled, inside of that.
     """
 
-    def __init__(self, model: NeoX, *, recompute: bool = False) -> None:
+    def __init__(self, model: NeoX, *, recompute: bool = False, compiles: bool = False) -> None:
         super().__init__()
         self.model = model
         # Where the output embedding is cut, another; and told before every pass of an update
         # whether it is the last: `parallel.py` sets both.
         self.loss: Callable[..., Tensor] = linear_cross_entropy
         self.before_pass: Callable[[bool], None] = lambda is_last: None
-        if recompute:
-            for block in model.layers:
+        for block in model.layers:
+            if compiles:
+                block.forward = torch.compile(block.forward)
+            if recompute:
                 block.forward = partial(
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )

@@ -59,6 +59,8 @@ def distribute(objective: Objective, ranks: Ranks, training: TrainingSettings) -
         )
         objective.loss = partial(cross_entropy_of_parts, mesh=ranks.mesh["tensor"])
     frees, dtype = ranks.layout.shard == "all", machine.require_precision(training.precision)
+    if training.compile:
+        dtype = torch.float32  # torch's compiler rounds otherwise where the casts are not its own
     # Blocks compute in one dtype, and are gathered in it; the embeddings are float32 (`neox.py`).
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for block in objective.model.layers:

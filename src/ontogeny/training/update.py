@@ -78,16 +78,14 @@ def resumed(run: Run, start: Start, ranks: Ranks) -> State:
 
     Raises ConfigError where there is nothing to compile with.
     """
-    model = start.model.to(machine.device())
-    objective = Objective(model, recompute=ranks.layout.recompute)
+    model, compiles = start.model.to(machine.device()), run.settings.training.compile
+    if compiles:
+        machine.compiler()
+    objective = Objective(model, recompute=ranks.layout.recompute, compiles=compiles)
     if ranks.mesh is not None:
         from ontogeny.training.parallel import distribute  # takes half a second to import
 
         distribute(objective, ranks, run.settings.training)
-    if run.settings.training.compile:
-        machine.compiler()
-        for block in model.layers:
-            block.compile()
     optimizer = AdamW(model, run.settings)
     if start.optimizer:
         optimizer.restore(start.optimizer)
