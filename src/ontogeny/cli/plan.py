@@ -92,7 +92,7 @@ def print_forecasts(
             [
                 name,
                 *map(str, [*kind, one.settings.training.micro_batch_rows]),
-                f"{one.seconds:.3f} s",
+                f"{one.seconds:.3g} s",
                 f"{one.tokens_per_second:,.0f}",
                 f"{one.share_of_peak:.0%}",
                 f"{one.gpu_hours / layout.num_ranks:,.1f}",
