@@ -46,6 +46,7 @@ size = ["14m"]
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
     """Write documents as JSON Lines, compressed if the name ends in `.gz` or `.zst`."""
+    path.parent.mkdir(exist_ok=True)
     with pa.output_stream(path) as file:
         for document in documents:
             file.write(json_line(document))

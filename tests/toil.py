@@ -20,9 +20,9 @@ SETTINGS = TextSettings(
 )
 
 
-def build(base: Path | str, name: str, num_processes: int) -> Artifact:
+def build(base: Path | str, name: str, by: int | Workers) -> Artifact:
     """The text of the documents under `corpus`."""
-    workers = Workers(num_processes)
+    workers = Workers(by) if isinstance(by, int) else by
     return build_text(SETTINGS, Path(base, name), cache=None, base=Path(base), workers=workers)
 
 

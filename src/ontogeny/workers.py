@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from ontogeny.errors import ConfigError, DataError, OntogenyError
 
 ATTEMPTS = 3  # at a task whose workers are killed
 MOST_UNDER_WAY = 1024  # tasks handed to a cluster at a time
+ANSWER_SECONDS = 10.0
 
 Outcome = Artifact | OntogenyError | OSError
 
@@ -246,8 +248,11 @@ def _connected(address: str, num_processes: int) -> ModuleType:
     own = {"num_cpus": num_processes, "include_dashboard": False} if address == "local" else {}
     if not ray.is_initialized():
         try:
+            host, _, port = address.rpartition("://")[2].rpartition(":")
+            if host:  # Ray itself would wait for minutes
+                socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
             ray.init(address, log_to_driver=False, logging_level="error", **own)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"no Ray cluster answers ({error})",
                 where=f"--ray {address}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,10 +21,18 @@ from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.suite import PlantedSettings, TextSettings
 from ontogeny.text.components import COMPONENTS, Component, Part, component_documents
-from ontogeny.text.corpus import CORPORA, CorpusName, build_text, read_corpus, text_inputs
+from ontogeny.text.corpus import (
+    CORPORA,
+    CorpusName,
+    build_text,
+    read_corpus,
+    shard_files,
+    text_inputs,
+)
 from ontogeny.text.dedup import normalised, text_digest
-from ontogeny.text.documents import Document, read_documents, work_of
+from ontogeny.text.documents import Document, documents_in, read_documents, work_of
 from ontogeny.text.packages import PackageFile
+from ontogeny.workers import Workers
 
 PLANTS = PlantedSettings(
     canary_copies=(1, 3),
@@ -33,9 +43,9 @@ PLANTS = PlantedSettings(
 )
 
 
-def build(base: Path, out: str = "out", **changes: Any) -> Artifact:
+def build(base: Path, out: str = "out", workers: Workers | None = None, **changes: Any) -> Artifact:
     plan = TextSettings.model_validate({"path": "corpus.jsonl.zst", "held_out": 0.2} | changes)
-    return build_text(plan, base / out, cache=base / "cache", base=base)
+    return build_text(plan, base / out, cache=base / "cache", base=base, workers=workers)
 
 
 def corpus(artifact: Artifact, name: CorpusName) -> list[Document]:
@@ -177,6 +187,125 @@ def test_too_little_text(tmp_path: Path, documents: list[Document], expected: st
         build(tmp_path)
     assert f"corpus.jsonl.zst: {expected}; expected at least two works" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl.zst"]
+
+
+def words(seed: int, count: int = 120) -> list[str]:
+    return [f"w{number}" for number in np.random.RandomState(seed).randint(0, 5000, count)]
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Path:
+    """Two files: documents of random words, and the same with a word changed at their end."""
+    texts = [words(seed) for seed in range(40)]
+    write_documents(
+        tmp_path / "corpus" / "a.jsonl.zst",
+        [Document(f"a{number}", " ".join(text), "A") for number, text in enumerate(texts)],
+    )
+    write_documents(
+        tmp_path / "corpus" / "b.jsonl.gz",
+        [Document(f"b{n}", " ".join([*text[:-1], "new"]), "B") for n, text in enumerate(texts)],
+    )
+    return tmp_path
+
+
+def test_near_duplicates_are_dropped(near: Path) -> None:
+    exact = build(near, "exact", path="corpus")
+    assert len(corpus(exact, "deduped")) == len(corpus(exact, "standard"))
+    artifact = build(near, path="corpus", near_duplicates=0.87)
+    standard, deduped, held_out = (corpus(artifact, name) for name in CORPORA)
+    assert {document.id[1:] for document in held_out}.isdisjoint(d.id[1:] for d in standard)
+    numbers = [document.id[1:] for document in deduped]
+    assert len(set(numbers)) == len(numbers) == len({document.id[1:] for document in standard})
+    assert {document.source for document in deduped} == {"A"}
+    removed = artifact.facts["removed"]
+    assert removed["near-duplicate"]["documents"] == len(standard) - len(deduped) > 20
+    assert removed["duplicate"]["documents"] == 0
+    assert "R-MinHash" in artifact.facts["near_duplicates"]
+
+
+def test_sources_have_their_weights(near: Path) -> None:
+    artifact = build(near, path="corpus", weights={"A": 4, "B": 1}, planted=PLANTS)
+    standard, deduped = corpus(artifact, "standard"), corpus(artifact, "deduped")
+    facts = artifact.facts["corpora"]["standard"]["sources"]
+    assert 3.7 < facts["A"]["bytes"] / facts["B"]["bytes"] < 4.3
+    assert facts["A"]["documents"] == sum(document.source == "A" for document in standard)
+    assert facts["planted"]["documents"] == sum(
+        fact["documents"]["standard"] for fact in artifact.facts["planted"]
+    )
+    assert len({document.id for document in standard}) == len(standard)
+    twice = [document for document in standard if document.id.endswith("#copy2")]
+    first = {document.id: document.text for document in standard}
+    assert len(twice) > 10
+    assert all(first[document.id.removesuffix("#copy2")] == document.text for document in twice)
+    assert not [document for document in deduped if "#copy" in document.id]
+    removed = artifact.facts["removed"]
+    assert removed["left out of the mixture"]["sources"]["B"]["documents"] > 10
+    assert len(standard) - len(deduped) == removed["duplicate"]["documents"]
+
+
+def test_weights_for_other_sources(near: Path) -> None:
+    with pytest.raises(ConfigError, match=r"text.weights.: source 'B' has documents but no"):
+        build(near, path="corpus", weights={"A": 1})
+    with pytest.raises(ConfigError, match=r"source 'A' is no component of the Pile; expected one"):
+        build(near, path="corpus", weights="pile")
+    assert [path.name for path in near.iterdir()] == ["corpus"]
+
+
+def test_texts_are_normalised_once(tmp_path: Path) -> None:
+    texts = [f"cafe\u0301 {number} \r\n" for number in range(9)]
+    documents = [Document(str(number), text, "s") for number, text in enumerate(texts)]
+    write_documents(tmp_path / "corpus.jsonl.zst", documents)
+    assert {d.text for d in corpus(build(tmp_path), "standard")} < set(texts)
+    clean = corpus(build(tmp_path, "clean", normalise="clean-1"), "standard")
+    assert [d.text for d in clean] == [f"caf\u00e9 {d.id}" for d in clean]
+
+
+def test_shards_follow_from_the_input(near: Path) -> None:
+    """Everything at once, by several workers, and compressed."""
+    asked: dict[str, Any] = {
+        "path": "corpus",
+        "near_duplicates": 0.87,
+        "weights": {"A": 2, "B": 1},
+        "normalise": "nfc",
+        "shard_bytes": 9000,
+        "planted": PLANTS,
+    }
+    one = build(near, "one", **asked)
+    assert build(near, "two", workers=Workers(2), **asked).digest == one.digest
+    packed = build(near, "packed", compressed=True, **asked)
+    for name in CORPORA:
+        assert corpus(packed, name) == corpus(one, name)
+        for shard in shard_files(one, name):
+            num_bytes = sum(len(d.text) for d, _ in documents_in(shard, shard.name, shard))
+            assert num_bytes < 9000 + 2 * (9000 + 700)  # what is copied is not cut again
+    assert {Path(file).suffix for file in packed.files} == {".zst"}
+    assert len(shard_files(one, "standard")) > 2
+    assert not [*near.glob(".*")]
+
+
+def test_an_id_in_two_files(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name, ids in (("a", "xyz"), ("b", "uvyx")):
+        rows = (json.dumps({"id": i, "text": f"{name}{i}"}) for i in ids)
+        (tmp_path / "corpus" / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    for shard_bytes in (1, 1000):
+        with pytest.raises(DataError) as caught:
+            build(tmp_path, path="corpus", shard_bytes=shard_bytes)
+        assert f"{tmp_path / 'corpus' / 'b.jsonl'}:3: duplicate id 'y'; expected an id of" in str(
+            caught.value
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_broken_line_is_named_and_nothing_left(tmp_path: Path, count: int) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name in "abc":
+        write_documents(tmp_path / "corpus" / f"{name}.jsonl", [Document(name, "text", "s")])
+    (tmp_path / "corpus" / "b.jsonl").write_text('{"text": "good"}\n{"text": ', encoding="utf-8")
+    with pytest.raises(DataError, match=r"b\.jsonl:2, column 9: broken JSON"):
+        build(tmp_path, path="corpus", shard_bytes=1, workers=Workers(count))
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
 @pytest.fixture

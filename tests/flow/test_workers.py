@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from grown import documents, write_documents
+from grown import SUITE, documents, write_documents
 from ontogeny.artifact import open_artifact
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.workers import KilledError, Task, Workers, work_folder
+from spoken import Type
 from toil import broken, build, killed_at_first, note, refused
 
 
@@ -76,6 +77,26 @@ def test_a_bug_is_no_error_of_the_user(tmp_path: Path) -> None:
 def test_refuses_no_process() -> None:
     with pytest.raises(ConfigError, match="--workers: work needs a process; expected 1 or more"):
         Workers(0)
+
+
+def test_a_cluster_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError) as caught:
+        Workers(1, "local").do(notes(tmp_path, 2))
+    assert str(caught.value) == '--ray: Ray is not installed; try: pip install "ontogeny[ray]"'
+
+
+@pytest.mark.slow
+def test_a_broken_line_ends_the_command(base: Path, say: Type) -> None:
+    (base / "corpus" / "3.jsonl").write_text('{"text": 1}', encoding="utf-8")
+    (base / "suite.toml").write_text(SUITE.replace('"text"', '"corpus"'), encoding="utf-8")
+    asked = ("run", base / "suite.toml", "--out", base / "out", "--set", "text.shard_bytes=500")
+    for count in (1, 2):
+        said = say(*asked, "--workers", count)
+        assert said.code == 2
+        assert "3.jsonl:1: no text under 'text'; expected a string; found int" in said.err
+        assert not [path for path in (base / "out").rglob("*") if path.is_file()]
+    assert say(*asked, "--workers", 0).code == 2
 
 
 def test_a_work_folder_stays_only_for_what_can_go_on(tmp_path: Path) -> None:

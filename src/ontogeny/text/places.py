@@ -117,9 +117,7 @@ class Tables:
             pieces = []
             for shard, start in enumerate(self.starts[:-1]):
                 keys = self.column(key, shard)
-                # In two steps: shifting a number by all its 64 bits would do nothing.
-                front = keys[:, 0] >> np.uint64(63 - bits) >> np.uint64(1)
-                rows = np.flatnonzero(front == number)
+                rows = np.flatnonzero(keys[:, 0] >> np.uint64(64 - bits) == number)
                 columns = (self.column(name, shard)[rows] for name in others)
                 pieces.append((keys[rows], start + rows, *columns))
             keys, rows, *values = map(np.concatenate, zip(*pieces, strict=True))

@@ -1,0 +1,58 @@
+"""Blocks that torch compiles: nearly the numbers of those it does not, and the same by two ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from ranked import on_ranks
+from test_layouts import grow, outcome
+
+import grown
+from grown import Ground, begin
+from ontogeny.config import build
+from ontogeny.errors import CheckpointError
+from ontogeny.suite import RunSettings
+from ontogeny.training.layout import Layout
+from ontogeny.training.loop import train
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which(os.environ.get("CXX", "g++")) is None, reason="no compiler of C++ here"
+    ),
+]
+
+
+def settings(*, compiled: bool) -> RunSettings:
+    resolved = grown.settings(
+        tokens=4 * 4 * grown.CONTEXT, micro_batch_rows=2, num_linear=2, full_state_every=1,
+        compile=compiled,
+    ).resolved()  # fmt: skip
+    resolved["shape"]["num_layers"] = 1
+    return build(RunSettings, resolved, "test")
+
+
+def test_compiled_blocks_compute_nearly_the_same_however_they_are_cut(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "code"))
+    plain, compiled, by_two = (tmp_path / name for name in ("plain", "compiled", "by-two"))
+    on_ranks(Layout(), grow, ground.home, plain, settings(compiled=False))
+    on_ranks(Layout(), grow, ground.home, compiled, settings(compiled=True), seconds=280)
+    on_ranks(Layout(2), grow, ground.home, by_two, settings(compiled=True), seconds=280)
+    assert outcome(by_two) == outcome(compiled)
+    pairs = zip(outcome(plain)[0], outcome(compiled)[0], strict=True)
+    for one, other in pairs:
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+
+
+def test_a_run_that_is_compiled_is_not_gone_on_with_by_another_compiler(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(ground, tmp_path / "run", settings(compiled=True))
+    train(run, ground.batches(4), [])
+    fake = tmp_path / "cc"
