@@ -11,12 +11,10 @@ from ranked import on_ranks
 from test_layouts import grow, outcome
 
 import grown
-from grown import Ground, begin
+from grown import Ground
 from ontogeny.config import build
-from ontogeny.errors import CheckpointError
 from ontogeny.suite import RunSettings
 from ontogeny.training.layout import Layout
-from ontogeny.training.loop import train
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,11 +46,3 @@ def test_compiled_blocks_compute_nearly_the_same_however_they_are_cut(
     for one, other in pairs:
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
-
-
-def test_a_run_that_is_compiled_is_not_gone_on_with_by_another_compiler(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = begin(ground, tmp_path / "run", settings(compiled=True))
-    train(run, ground.batches(4), [])
-    fake = tmp_path / "cc"
