@@ -1,4 +1,4 @@
-"""Blocks that torch compiles: nearly the numbers of those it does not, and the same by two ranks."""
+"""Blocks that torch compiles: nearly the numbers of those it does not, the same by two ranks."""
 
 from __future__ import annotations
 
