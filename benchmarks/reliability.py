@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from grown import CONTEXT, Ground, prepare, settings
+from grown import CONTEXT, Ground, prepare, saved, settings
 from killed import PLACES, Site, is_clean, proof
 from ontogeny.artifact import faults, open_artifact
 from ontogeny.checkpoints.store import list_states, load_checkpoint
@@ -159,8 +159,8 @@ def outcome(run: Run, place: Path, step: int, whole: dict[str, torch.Tensor]) ->
 
 def load(run: Run, place: Path, step: int) -> dict[str, torch.Tensor]:
     if place.parent.name == "states":
-        start = run.saved(step)
-        return {**start.model.state_dict(), **start.optimizer}
+        state = saved(run, step)
+        return {**state.model.state_dict(), **state.named_state()}
     return load_checkpoint(run.path, step).state_dict()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ontogeny.artifact import open_artifact
+from ontogeny.checkpoints.store import list_states
 from ontogeny.config import build
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import build_order, open_order
@@ -24,7 +26,9 @@ from ontogeny.tokens.vocabulary import (
     build_vocabulary,
     open_vocabulary,
 )
+from ontogeny.training.ranks import ALONE
 from ontogeny.training.run import Run, create_run
+from ontogeny.training.update import State, resumed
 
 CONTEXT = 16
 WORDS = ("the", "a", "river", "stone", "old", "small", "house", "door", "sees", "finds", "keeps")
@@ -139,6 +143,13 @@ def begin(ground: Ground, folder: Path, run_settings: RunSettings) -> Run:
     }
     files = {name: ground.vocabulary / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
     return create_run(folder, run_settings, inputs, tokenizer_files=files)
+
+
+def saved(run: Run, step: int) -> State:
+    """The full state of a step as the run keeps it, once it is written."""
+    while step not in list_states(run.path):
+        time.sleep(0.001)
+    return resumed(run, run.saved(step), ALONE)
 
 
 class Enough(Exception):  # noqa: N818

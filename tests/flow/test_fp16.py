@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grown import Enough, Ground, begin, settings, stop_after
+from grown import Enough, Ground, begin, saved, settings, stop_after
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.config import build
@@ -26,8 +26,9 @@ from ontogeny.steps import METRICS, list_steps, step_folder
 from ontogeny.suite import RecipeName, RunSettings
 from ontogeny.training.loop import train
 from ontogeny.training.replay import replay
-from ontogeny.training.run import Run, Start
+from ontogeny.training.run import Run
 from ontogeny.training.schedule import learning_rate
+from ontogeny.training.update import State
 
 STEEP = {"initial": 2.0**20, "window": 5}  # overflows at once, and again whenever it has doubled
 
@@ -51,12 +52,12 @@ def proof(run: Run) -> dict[int, str]:
 @pytest.fixture(scope="module", params=["sound", "pythia"])
 def watched(
     request: pytest.FixtureRequest, ground: Ground, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Run, list[Start]]:
+) -> tuple[Run, list[State]]:
     """A finished run, and the full state before each of its updates."""
     folder = tmp_path_factory.mktemp("half") / "run"
-    run, states = begin(ground, folder, half(request.param, rolling_seconds=1e-9)), list[Start]()
-    train(run, ground.batches(4), [lambda row: states.append(run.saved(row.update))])
-    return run, [*states, run.saved(24)]
+    run, states = begin(ground, folder, half(request.param, rolling_seconds=1e-9)), list[State]()
+    train(run, ground.batches(4), [lambda row: states.append(saved(run, row.update))])
+    return run, [*states, saved(run, 24)]
 
 
 def plain_gradient(model: NeoX, rows: Tensor, scale: float) -> dict[str, Tensor]:
@@ -67,15 +68,15 @@ def plain_gradient(model: NeoX, rows: Tensor, scale: float) -> dict[str, Tensor]
     return dict(zip(dict(model.named_parameters()), (one / scale for one in found), strict=True))
 
 
-def test_a_skipped_update_moves_nothing_but_the_scale(watched: tuple[Run, list[Start]]) -> None:
+def test_a_skipped_update_moves_nothing_but_the_scale(watched: tuple[Run, list[State]]) -> None:
     run, states = watched
     rows = lines(run.path)
     assert sum(row.skipped for row in rows) >= 6
     for row, before, after in zip(rows, states, states[1:], strict=False):
-        assert before.optimizer["loss_scale.value"] == row.loss_scale
+        assert before.scale.value == row.loss_scale
         assert after.progress.rows_digest == row.rows_digest != before.progress.rows_digest
         assert (row.gradient_norm == 0) is row.skipped
-        old, new = ({**one.model.state_dict(), **one.optimizer} for one in (before, after))
+        old, new = ({**one.model.state_dict(), **one.named_state()} for one in (before, after))
         moved = {name for name in old if not torch.equal(old[name], new[name])}
         is_counted = "updates" in moved
         assert is_counted is not row.skipped
@@ -84,11 +85,11 @@ def test_a_skipped_update_moves_nothing_but_the_scale(watched: tuple[Run, list[S
             assert all(name.startswith("loss_scale.") for name in moved)
     counted_before = {"sound": 0, "pythia": 1}[run.settings.recipe]
     num_moved = sum(not row.skipped for row in rows)
-    assert states[-1].optimizer["updates"] == counted_before + num_moved
+    assert states[-1].named_state()["updates"] == counted_before + num_moved
 
 
 def test_what_was_skipped_waits_in_the_schedule_of_the_original_only(
-    watched: tuple[Run, list[Start]],
+    watched: tuple[Run, list[State]],
 ) -> None:
     run, _ = watched
     rows = lines(run.path)
@@ -98,7 +99,7 @@ def test_what_was_skipped_waits_in_the_schedule_of_the_original_only(
 
 
 def test_the_norm_is_torchs_and_half_of_it_where_the_original_doubles(
-    ground: Ground, watched: tuple[Run, list[Start]]
+    ground: Ground, watched: tuple[Run, list[State]]
 ) -> None:
     run, states = watched
     ratios = []
@@ -139,7 +140,7 @@ def test_it_follows_torchs_adamw_on_the_scaled_loss(ground: Ground, tmp_path: Pa
 
 @pytest.mark.parametrize("stops", [[1], [4, 5], [10, 18, 23]])
 def test_stopping_anywhere_leaves_no_trace(
-    ground: Ground, watched: tuple[Run, list[Start]], tmp_path: Path, stops: list[int]
+    ground: Ground, watched: tuple[Run, list[State]], tmp_path: Path, stops: list[int]
 ) -> None:
     whole, _ = watched
     run = begin(ground, tmp_path / "run", whole.settings)
@@ -151,12 +152,12 @@ def test_stopping_anywhere_leaves_no_trace(
     assert lines(run.path) == lines(whole.path)
 
 
-def test_any_step_is_derived_again(ground: Ground, watched: tuple[Run, list[Start]]) -> None:
+def test_any_step_is_derived_again(ground: Ground, watched: tuple[Run, list[State]]) -> None:
     run, states = watched
     for step, start in ((11, 0), (20, 16)):
         found = replay(run, ground.batches(4), step, start=start)
         assert found.num_compared == step - start
-        expected = {**states[step].model.state_dict(), **states[step].optimizer}
+        expected = {**states[step].model.state_dict(), **states[step].named_state()}
         state = {**found.model.state_dict(), **found.moments}
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
@@ -164,7 +165,7 @@ def test_any_step_is_derived_again(ground: Ground, watched: tuple[Run, list[Star
 
 @pytest.mark.parametrize("schedule", ["continue", "anew"])
 def test_a_branch_goes_on_with_the_scale(
-    watched: tuple[Run, list[Start]], tmp_path: Path, schedule: str
+    watched: tuple[Run, list[State]], tmp_path: Path, schedule: str
 ) -> None:
     parent, _ = watched
     spec = tmp_path / "spec.toml"
@@ -182,7 +183,7 @@ def test_a_branch_goes_on_with_the_scale(
 
 
 def test_verify_knows_that_skipped_updates_leave_weights_alone(
-    watched: tuple[Run, list[Start]],
+    watched: tuple[Run, list[State]],
 ) -> None:
     run, states = watched
     first, later = (states[step].model.embed_in.weight for step in (0, 4))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grown import Ground, begin, settings
+from grown import Ground, begin, saved, settings
 from killed import Site, is_clean, proof
 from ontogeny.artifact import faults, open_artifact
 from ontogeny.checkpoints.store import load_checkpoint
@@ -129,8 +129,8 @@ LOADED = ("steps/step8", "steps/step12", "states/step8")
 def load(run: Run, place: str) -> dict[str, torch.Tensor]:
     """What the folder at `place` of a run holds, as training and scoring load it."""
     if place.startswith("states"):
-        start = run.saved(8)
-        return {**start.model.state_dict(), **start.optimizer}
+        state = saved(run, 8)
+        return {**state.model.state_dict(), **state.named_state()}
     return load_checkpoint(run.path, int(place.removeprefix("steps/step"))).state_dict()
 
 

@@ -14,9 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grown import Ground, begin, settings
+from grown import Ground, begin, saved, settings
 from ontogeny.artifact import MANIFEST, faults, open_artifact
-from ontogeny.checkpoints.store import OPTIMIZER, digest_tensor, drop_states, load_checkpoint
+from ontogeny.checkpoints.store import (
+    OPTIMIZER,
+    digest_tensor,
+    drop_states,
+    load_checkpoint,
+)
 from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
@@ -53,7 +58,7 @@ def truth(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
     begun = begin(ground, folder, settings(rolling_seconds=1e-9))
     states: dict[int, State] = {}
 
-    def look(row: UpdateMetrics) -> None:  # what is newest was saved before this update
+    def look(row: UpdateMetrics) -> None:  # what is newest is written during this update
         states[row.update] = loaded(begun, row.update)
 
     train(begun, ground.batches(4), [look])
@@ -61,8 +66,8 @@ def truth(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> dict[int,
 
 
 def loaded(run: Run, step: int) -> State:
-    start = run.saved(step)
-    return {**start.model.state_dict(), **start.optimizer}
+    state = saved(run, step)
+    return {**state.model.state_dict(), **state.named_state()}
 
 
 @pytest.fixture

@@ -3,21 +3,24 @@
 `steps/step512/` is a checkpoint: the weights in the Hugging Face layout, and a manifest with the
 digest of every tensor, of the rows consumed so far and of the checkpoint before it.
 `states/step512/` is what a run needs besides to go on from there: the optimizer's state, and the
-weights where no checkpoint keeps them. A state can be removed; no checkpoint's identity knows it.
+weights (with their `config.json`) where no checkpoint keeps them. It is one file of each where one
+rank trains, else a file of every rank's parts (`shards.py`). A state can be removed; no
+checkpoint's identity knows it.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, open_artifact
@@ -85,77 +88,100 @@ def save_checkpoint(
 
 def save_state(
     run: Artifact,
-    model: NeoX,
-    optimizer: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     progress: Progress,
     *,
-    with_weights: bool,
+    weights: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
     folder: Path | None = None,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Publish what a run needs to go on from a step, unless it is there.
 
-    The weights are left out where a checkpoint of the step holds them. It goes to its place in
-    the run, or to `folder`.
+    `weights`, named as in files, are none where a checkpoint of the step holds them. With a group
+    each of its ranks gives its parts, in the CPU's memory, and all call this. It goes to its place
+    in the run, or to `folder`.
     """
-    folder = folder or state_folder(run.path, progress.step)
-    if folder.exists():
-        return
-    with artifact.writing(
-        folder,
-        "state",
-        config={"step": progress.step},
-        inputs={"run": run},
-        provenance=provenance,
-    ) as draft:
-        draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)
-        hf.write_tensors(optimizer, draft.folder / OPTIMIZER)
-        if with_weights:
-            hf.save(model, draft.folder)
+    place = folder or state_folder(run.path, progress.step)
+    with ExitStack() as stack:
+
+        def begin() -> Path | None:
+            if place.exists():
+                return None
+            draft = stack.enter_context(
+                artifact.writing(
+                    place,
+                    "state",
+                    config={"step": progress.step},
+                    inputs={"run": run},
+                    provenance=provenance,
+                )
+            )
+            draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)
+            if weights:
+                shape = build(RunSettings, dict(run.config), run.path).shape
+                hf.write_config(shape, torch.float32, draft.folder)
+            return draft.folder
+
+        if group is not None:
+            from ontogeny.checkpoints import shards
+
+            aside = shards.told(begin, group)
+            if aside is not None:
+                shards.write({**tensors, **weights}, aside, group)
+        elif (aside := begin()) is not None:
+            hf.write_tensors(tensors, aside / OPTIMIZER)
+            if weights:
+                hf.write_tensors(weights, aside / hf.WEIGHTS)
 
 
 def load_checkpoint(run: Path, step: int) -> NeoX:
     """The model after `step` updates. Raises CheckpointError naming the steps there are."""
-    folder = step_folder(run, step)
-    if not folder.is_dir():
-        there = ", ".join(str(number) for number in list_steps(run)) or "none"
-        raise CheckpointError(
-            f"no checkpoint of step {step}", where=run, expected=f"one of the steps {there}"
-        )
-    opened = open_artifact(folder, "checkpoint")
-    if opened.config.get("step") != step:
-        raise CheckpointError(
-            "the checkpoint of another step", where=folder,
-            expected=f"step {step}", found=f"step {opened.config.get('step')}",
-        )  # fmt: skip
+    opened = _open_checkpoint(run, step)
     for name in opened.files.keys() - {hf.WEIGHTS}:  # those are checked tensor by tensor
-        if digest_file(folder / name) != opened.files[name]["sha256"]:
-            raise CheckpointError("is not the file recorded", where=folder / name)
-    return checked_model(hf.load(folder), opened.facts["tensors"], folder)
+        if digest_file(opened.path / name) != opened.files[name]["sha256"]:
+            raise CheckpointError("is not the file recorded", where=opened.path / name)
+    return checked_model(hf.load(opened.path), opened.facts["tensors"], opened.path)
 
 
-def load_state(
-    run: Artifact, step: int
-) -> tuple[NeoX, dict[str, Tensor], Progress, dict[str, Any]]:
-    """Model, optimizer state, progress, and the arithmetic of a step that was saved in full."""
+def open_state(run: Artifact, step: int) -> tuple[Artifact, Artifact]:
+    """The full state of a step, and the artifact that holds its weights: the same, or a checkpoint.
+
+    Raises CheckpointError or DataError where it is not the run's own or a file of it is missing.
+    """
     state = open_artifact(state_folder(run.path, step), "state")
     if state.inputs["run"] != run.digest:
         raise CheckpointError(
             "state of another run", where=state.path, expected=run.digest,
             found=state.inputs["run"], fix="choose another folder with --out",
         )  # fmt: skip
-    found = artifact.faults(state)
-    if found:
-        raise CheckpointError(f"damaged state ({found[0]})", where=state.path)
-    with_weights = hf.WEIGHTS in state.files
-    model = hf.load(state.path) if with_weights else load_checkpoint(run.path, step)
+    return state, state if hf.CONFIG in state.files else _open_checkpoint(run.path, step)
+
+
+def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, by name, from a state or a checkpoint: whole ones, or this rank's parts.
+
+    Ranks that hold parts all call it, and read only those. Raises CheckpointError for a tensor
+    that is missing or has another shape.
+    """
+    if not folder.is_dir():
+        raise CheckpointError("was removed meanwhile", where=folder)
+    files = [path for path in (folder / hf.WEIGHTS, folder / OPTIMIZER) if path.is_file()]
+    if not files or any(hasattr(tensor, "full_tensor") for tensor in tensors.values()):
+        from ontogeny.checkpoints import shards
+
+        shards.read(tensors, folder)
+        return
+    left = dict(tensors)
     try:
-        optimizer = load_file(state.path / OPTIMIZER)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"unreadable state ({error})", where=state.path) from error
-    facts = state.facts
-    progress = Progress(step, int(facts["tokens"]), str(facts["rows_digest"]))
-    return model, optimizer, progress, dict(state.provenance.get("bits", {}))
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                for name in left.keys() & set(file.keys()):
+                    left.pop(name).copy_(file.get_tensor(name))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"does not fit the model ({error})", where=folder) from error
+    if left:
+        raise CheckpointError(f"missing tensor {min(left)}", where=folder)
 
 
 def drop_states(run: Path, keep: frozenset[int]) -> int:
@@ -205,6 +231,22 @@ def checked_model(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX
     return model
 
 
+def _open_checkpoint(run: Path, step: int) -> Artifact:
+    folder = step_folder(run, step)
+    if not folder.is_dir():
+        there = ", ".join(str(number) for number in list_steps(run)) or "none"
+        raise CheckpointError(
+            f"no checkpoint of step {step}", where=run, expected=f"one of the steps {there}"
+        )
+    opened = open_artifact(folder, "checkpoint")
+    if opened.config.get("step") != step:
+        raise CheckpointError(
+            "the checkpoint of another step", where=folder,
+            expected=f"step {step}", found=f"step {opened.config.get('step')}",
+        )  # fmt: skip
+    return opened
+
+
 def _same_checkpoint(folder: Path, facts: Mapping[str, Any]) -> Artifact:
     there = open_artifact(folder, "checkpoint")
     for name, value in facts.items():
@@ -221,4 +263,4 @@ def _same_checkpoint(folder: Path, facts: Mapping[str, Any]) -> Artifact:
 def _weights_folder(run: Path, step: int) -> Path | None:
     """Where the weights of a full state are; None if a kill left the state without them."""
     folders = (state_folder(run, step), step_folder(run, step))
-    return next((folder for folder in folders if (folder / hf.WEIGHTS).is_file()), None)
+    return next((folder for folder in folders if (folder / hf.CONFIG).is_file()), None)

@@ -46,12 +46,22 @@ BUFFERS = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 def save(model: NeoX, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write the model into an existing folder, cast to `dtype` if one is given."""
     weights = {
-        to_file_name(name): tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+        name: tensor.to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in named_weights(model).items()
     }
-    config = config_of(model.shape, next(iter(weights.values())).dtype)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_config(model.shape, next(iter(weights.values())).dtype, folder)
     write_tensors(weights, folder / WEIGHTS)
+
+
+def named_weights(model: NeoX) -> dict[str, Tensor]:
+    """The parameters of a model, by their names in files; in the same memory."""
+    return {to_file_name(name): one.detach() for name, one in model.named_parameters()}
+
+
+def write_config(shape: Shape, dtype: torch.dtype, folder: Path) -> None:
+    """Write the `config.json` that belongs to weights."""
+    config = config_of(shape, dtype)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

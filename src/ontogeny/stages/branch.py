@@ -14,18 +14,19 @@ from ontogeny.artifact import Artifact, open_artifact, open_input
 from ontogeny.checkpoints.store import list_states, save_state
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
+from ontogeny.model import hf
 from ontogeny.order.batches import Batches
 from ontogeny.order.splice import Stretch, open_windows
 from ontogeny.questions.materials import Materials, batches_of, open_materials
 from ontogeny.stages.splices import OtherStore, Spec, make_splice
-from ontogeny.steps import METRICS, list_steps, step_folder
+from ontogeny.steps import METRICS, list_steps, state_folder, step_folder
 from ontogeny.suite import RunSettings
 from ontogeny.tokens.vocabulary import TOKENIZER, TOKENIZER_CONFIG
 from ontogeny.training import machine
 from ontogeny.training.metrics import whole_lines
 from ontogeny.training.ranks import ALONE
 from ontogeny.training.replay import replay
-from ontogeny.training.run import Run, Start, create_run, locked
+from ontogeny.training.run import Run, create_run, locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +90,11 @@ def begin_branch(branch: Branch, folder: Path) -> tuple[Run, Batches]:
     with locked(run.path):
         if not list_states(run.path):
             _copy_metrics(parent.run, run, branch.step)
-            start = _state(parent, branch.step)
+            bits = _bits(parent.run, branch.step)
+            state = replay(parent.run, parent.batches, branch.step)
             save_state(
-                run.artifact, start.model, start.optimizer, start.progress,
-                with_weights=True, provenance={"bits": dict(start.bits)},
+                run.artifact, state.moments, state.progress,
+                weights=hf.named_weights(state.model), provenance={"bits": bits},
             )  # fmt: skip
     return run, batches_of(branch.settings, open_windows(order), parent.batches)
 
@@ -150,12 +152,10 @@ def _copy_metrics(parent: Run, run: Run, step: int) -> None:
         (run.path / METRICS).write_bytes(file.read(whole_lines(source)[step - 1]))
 
 
-def _state(parent: Materials, step: int) -> Start:
-    """The full state of the parent, as kept or derived."""
-    if step in list_states(parent.run.path):
-        return parent.run.saved(step)
-    found = replay(parent.run, parent.batches, step)
-    settings = parent.run.settings
-    with machine.threads(settings.training.threads):
-        bits = ALONE.bits(settings)
-    return Start(found.model, found.moments, found.progress, bits)
+def _bits(parent: Run, step: int) -> dict[str, object]:
+    """What computed the parent's full state: as recorded where one is kept, else this machine."""
+    if step in list_states(parent.path):
+        state = open_artifact(state_folder(parent.path, step), "state")
+        return dict(state.provenance.get("bits", {}))
+    with machine.threads(parent.settings.training.threads):
+        return ALONE.bits(parent.settings)

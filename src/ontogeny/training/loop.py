@@ -9,17 +9,29 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
 
-from ontogeny.checkpoints.store import drop_states, list_states, save_checkpoint, save_state
-from ontogeny.errors import CheckpointError, Stopped
+from torch import Tensor
+
+from ontogeny.checkpoints.store import (
+    Progress,
+    drop_states,
+    list_states,
+    save_checkpoint,
+    save_state,
+)
+from ontogeny.errors import CheckpointError, Stopped, TrainingError
+from ontogeny.model import hf
 from ontogeny.order.batches import Batches
-from ontogeny.steps import METRICS
+from ontogeny.steps import METRICS, list_steps
 from ontogeny.training import machine
 from ontogeny.training.layout import require_layout
 from ontogeny.training.metrics import MetricsFile, Sink
-from ontogeny.training.parts import whole, whole_model
+from ontogeny.training.parts import gathered, staged
 from ontogeny.training.prefetch import Feed
 from ontogeny.training.ranks import ALONE, Ranks
 from ontogeny.training.run import Run, Start, locked
@@ -52,11 +64,11 @@ def train(
             stack.enter_context(locked(run.path))
         stack.enter_context(machine.arithmetic(settings.training))
         stop = stack.enter_context(stop_signals())
-        start = run.start(batches.start)
+        start = run.start(batches.start, ranks)
         if not other_bits:
             require_same_bits(run, start, ranks)
         state = resumed(run, start, ranks)
-        saver = Saver(run, state)
+        saver = stack.enter_context(Saver(run, state))
         metrics = None
         if ranks.is_first:
             metrics = stack.enter_context(MetricsFile(run.path / METRICS, state.progress.step))
@@ -65,12 +77,13 @@ def train(
             Feed(batches, state.progress, settings.num_updates, machine.device())
         )
         while state.progress.step < settings.num_updates:
-            row = take_update(run, feed, state)
+            with saver.last_kept_told():
+                row = take_update(run, feed, state)
             if metrics is not None:
                 metrics.write(row)
                 for sink in sinks:
                     sink(row)
-            leaving, rolling = ranks.any(bool(stop.number), saver.rolling_is_due())
+            leaving, rolling = saver.agreed(bool(stop.number))
             if saver.is_kept or rolling or leaving:
                 if metrics is not None:
                     metrics.sync()
@@ -94,68 +107,119 @@ def require_same_bits(run: Run, start: Start, ranks: Ranks) -> None:
         )
 
 
-@dataclass(slots=True)
 class Saver:
-    """What is saved when: checkpoints at the run's steps, full states at some, a rolling one."""
+    """What is saved when: checkpoints at the run's steps, full states at some, a rolling one.
 
-    run: Run
-    state: State
-    saved_at: float = 0.0
+    The tensors are copied to the CPU's memory; a thread writes them while updates go on. One save
+    is under way at most. What fails there is raised by the next `wait`, which leaving the block is.
+    """
 
-    def __post_init__(self) -> None:
-        self.saved_at = time.monotonic()
+    def __init__(self, run: Run, state: State) -> None:
+        self._run, self._state = run, state
+        self._saved_at = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.shutdown()
+        self.wait()
 
     @property
     def is_kept(self) -> bool:
         """Whether a checkpoint is kept of the step the run is at."""
-        return self.state.progress.step in self.run.settings.steps
+        return self._state.progress.step in self._run.settings.steps
 
     def save(self, with_state: bool = False) -> None:
         """Save what the settings keep of the step; a full state in any case if asked to.
 
-        The checkpoint comes last: once a run's last checkpoint is there, all of the run is. To be
-        called by all ranks, of which the first writes.
+        To be called by all ranks. Each writes its parts of a state, the first writes checkpoints.
         """
-        run, state, step = self.run, self.state, self.state.progress.step
+        self.wait()
+        run, state, step = self._run, self._state, self._state.progress.step
+        is_full = step in run.settings.full_state_steps or with_state
+        weights = gathered(state.model, state.ranks) if self.is_kept else {}
+        parts: tuple[dict[str, Tensor], ...] = ()
+        if is_full:
+            own_weights = {} if self.is_kept else hf.named_weights(state.model)
+            parts = staged(state.named_state()), staged(own_weights)
+            self._saved_at = time.monotonic()
         provenance = {
             "bits": state.ranks.bits(run.settings),
             "layout": state.ranks.layout.as_json(),
         }
-        is_full = step in run.settings.full_state_steps or with_state
-        model, moments = whole_model(state.model), {}
-        if is_full:
-            moments = {name: whole(one) for name, one in state.named_state().items()}
-            self.saved_at = time.monotonic()
-        if not state.ranks.is_first:
-            return
-        if is_full:
+        self._writing = self._thread.submit(self._write, state.progress, parts, weights, provenance)
+
+    def _write(
+        self,
+        progress: Progress,
+        parts: tuple[dict[str, Tensor], ...],
+        weights: dict[str, Tensor],
+        provenance: dict[str, Any],
+    ) -> None:
+        """Write what was copied; the checkpoint last: once it is there, all of the step is."""
+        run, ranks = self._run, self._state.ranks
+        if parts:
             save_state(
-                run.artifact,
-                model,
-                moments,
-                state.progress,
-                with_weights=not self.is_kept,
-                provenance=provenance,
-            )
-        if self.is_kept:
-            save_checkpoint(
-                run.artifact,
-                model,
-                state.progress,
-                parent=run.parent_of(step),
-                provenance=provenance,
-            )
+                run.artifact, parts[0], progress,
+                weights=parts[1], provenance=provenance, group=ranks.beside,
+            )  # fmt: skip
+        if not ranks.is_first:
+            return
+        if weights:
+            model = hf.assembled(run.settings.shape, weights, run.path)
+            parent = run.parent_of(progress.step)
+            save_checkpoint(run.artifact, model, progress, parent=parent, provenance=provenance)
         drop_states(run.path, run.settings.full_state_steps | {max(list_states(run.path))})
+
+    def wait(self) -> None:
+        """Until what is being written is. Raises what kept it from being written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def agreed(self, leaving: bool) -> tuple[bool, bool]:
+        """Whether a rank is to leave, and whether a rolling state is due: the same on all ranks.
+
+        Raises what kept a rank from writing.
+        """
+        writing, elapsed = self._writing, time.monotonic() - self._saved_at
+        failed = writing is not None and writing.done() and writing.exception() is not None
+        rolling = elapsed >= self._run.settings.training.rolling_seconds
+        leaving, rolling, failed = self._state.ranks.any(leaving, rolling, failed)
+        if failed:
+            self.wait()
+            raise CheckpointError("another rank could not save", where=self._run.path)
+        return leaving, rolling
+
+    @contextmanager
+    def last_kept_told(self) -> Iterator[None]:
+        """Let a loss that is not finite tell what the run can go back to."""
+        try:
+            yield
+        except TrainingError as error:
+            self.wait()
+            self._state.ranks.any(True)  # all have met it, and have written
+            kept, states = list_steps(self._run.path), list_states(self._run.path)
+            found = "no checkpoint"
+            if kept and states:
+                found = f"last good checkpoint step{kept[-1]}, last full state step{states[-1]}"
+            raise TrainingError(
+                error.problem, where=error.where, found=found, fix=error.fix
+            ) from error
 
     def clean(self) -> None:
         """Remove the rolling state: the run is at its end."""
-        if self.state.ranks.is_first:
-            drop_states(self.run.path, self.run.settings.full_state_steps)
-
-    def rolling_is_due(self) -> bool:
-        """Whether it is time for another full state, to go on from after a kill."""
-        elapsed = time.monotonic() - self.saved_at
-        return elapsed >= self.run.settings.training.rolling_seconds
+        self.wait()
+        if self._state.ranks.is_first:
+            drop_states(self._run.path, self._run.settings.full_state_steps)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw
 from ontogeny.errors import CheckpointError
 from ontogeny.model.neox import NeoX
 from ontogeny.suite import RECIPES, RunSettings
-from ontogeny.training.parts import like, own, own_part
+from ontogeny.training.parts import like, own
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WIDTH = 16  # numbers torch's kernel updates at once; what is left over it rounds otherwise
@@ -79,7 +79,7 @@ class AdamW:
         return tensors | {"updates": next(iter(self._slots.values())).updates.cpu()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back whole what `named_state` gave in parts.
+        """Take back this rank's parts, as `named_state` gave them.
 
         Raises CheckpointError if a tensor is missing or has another shape.
         """
@@ -87,7 +87,7 @@ class AdamW:
             for name, slot in self._slots.items():
                 slot.updates.copy_(tensors["updates"])
                 for moment in MOMENTS:
-                    part = own_part(tensors[f"{moment}.{name}"], self._parameters[name])
+                    part = own(tensors[f"{moment}.{name}"])
                     unpadded(slot.moments[moment], slot.parameter).copy_(part)
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(

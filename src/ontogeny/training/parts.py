@@ -6,12 +6,14 @@ half a second, which a rank alone, whose tensors are whole, does not wait for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from torch import Tensor
 
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
+from ontogeny.training.ranks import Ranks
 
 
 def is_cut(tensor: Any) -> TypeGuard[Any]:
@@ -29,12 +31,22 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_cut(tensor) else tensor
 
 
-def whole_model(model: NeoX) -> NeoX:
-    """All of a model, on every rank. To be called by all of them."""
-    if not any(is_cut(parameter) for parameter in model.parameters()):
-        return model
-    weights = {hf.to_file_name(name): whole(one.detach()) for name, one in model.named_parameters()}
-    return hf.assembled(model.shape, weights, "the ranks' parts")
+def gathered(model: NeoX, ranks: Ranks) -> dict[str, Tensor]:
+    """A copy of all weights in the first rank's CPU memory, by their names in files; {} elsewhere.
+
+    To be called by all ranks; no other holds more than one tensor whole, and only for a moment.
+    """
+    weights = {}
+    for name, tensor in hf.named_weights(model).items():
+        found = whole(tensor)
+        if ranks.is_first:
+            weights[name] = found.to("cpu", copy=found is tensor)
+    return weights
+
+
+def staged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of this rank's parts in the CPU's memory, cut as the tensors are."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def like(tensor: Tensor, part: Tensor) -> Tensor:
@@ -51,11 +63,10 @@ def like(tensor: Tensor, part: Tensor) -> Tensor:
     )
 
 
-def own_part(tensor: Tensor, cut: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, cut as `cut` is. To be called by all ranks."""
+def part_of(tensor: Tensor, cut: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, cut as `cut` is."""
     if not is_cut(cut):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    where = cut.to_local().device
-    return distribute_tensor(tensor.to(where), cut.device_mesh, cut.placements).to_local()
+    (chunk,) = cut.__create_chunk_list__()
+    begins_and_sizes = zip(chunk.offsets, chunk.sizes, strict=True)
+    return tensor[tuple(slice(begin, begin + size) for begin, size in begins_and_sizes)]

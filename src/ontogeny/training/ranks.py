@@ -31,11 +31,16 @@ ROLL_CALL = 3.0  # seconds in which every rank that is there finds that another 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Rank `number` of a layout; `mesh` is data x tensor, and None where it is alone."""
+    """Rank `number` of a layout; `mesh` is data x tensor.
+
+    `beside` is all ranks once more, for what they tell each other on threads beside the updates.
+    Both are None where it is alone.
+    """
 
     layout: Layout
     number: int = 0
     mesh: DeviceMesh | None = None
+    beside: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -113,7 +118,8 @@ def joined(layout: Layout, patience: float = 600.0) -> Iterator[Ranks]:
         mesh = init_device_mesh(
             device, (layout.data, layout.tensor), mesh_dim_names=("data", "tensor")
         )
-        yield Ranks(layout, rank, mesh)
+        beside = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+        yield Ranks(layout, rank, mesh, beside)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise

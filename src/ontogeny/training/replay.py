@@ -114,10 +114,9 @@ def replay(
     machine.keep_freed_memory()
     with ExitStack() as stack:
         stack.enter_context(machine.arithmetic(run.settings.training))
-        origin = _origin(run, batches, step, start)
+        origin, state = _origin(run, batches, step, start)
         if not tolerant:
             _require_same_bits(run, origin, step)
-        state = resumed(run, origin, ALONE)
         record = _Record(run, origin.progress.step, step, tolerant)
         feed = stack.enter_context(Feed(batches, state.progress, step, machine.device()))
         record.compare_weights(state)
@@ -129,7 +128,7 @@ def replay(
                 observe(row)
     return Replayed(
         state.model, state.named_state(), state.progress, origin.progress.step,
-        not origin.optimizer, record.passed, record.num_compared, record.loss_deviation,
+        origin.moments is None, record.passed, record.num_compared, record.loss_deviation,
         record.seconds,
     )  # fmt: skip
 
@@ -149,8 +148,8 @@ def publish(run: Run, replayed: Replayed, folder: Path | None, state: Path | Non
         )
     if state is not None:
         save_state(
-            run.artifact, model, replayed.moments, progress,
-            with_weights=True, provenance=provenance, folder=state,
+            run.artifact, replayed.moments, progress, weights=hf.named_weights(model),
+            provenance=provenance, folder=state,
         )  # fmt: skip
 
 
@@ -236,19 +235,21 @@ def deviation_of(model: NeoX, recorded: NeoX) -> Deviation:
     )
 
 
-def _origin(run: Run, batches: Batches, step: int, start: int | None) -> Start:
+def _origin(run: Run, batches: Batches, step: int, start: int | None) -> tuple[Start, State]:
     """What a replay begins from: the nearest kept state, that of `start`, or the initial model."""
     states = [kept for kept in list_states(run.path) if kept <= step]
     for kept in reversed(states):
         if start is None or kept == start:
             try:
-                return run.saved(kept)
+                origin = run.saved(kept)
+                return origin, resumed(run, origin, ALONE)
             except (OSError, OntogenyError):
                 if state_folder(run.path, kept).exists():
                     raise
                 # freed in the meantime by the process that trains the run
     if not start:
-        return run.initial(batches.start)
+        origin = run.initial(batches.start)
+        return origin, resumed(run, origin, ALONE)
     raise CheckpointError(
         f"no full state of step {start} to come to step {step} from",
         where=run.path,

@@ -8,37 +8,45 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, Input, open_artifact, open_input
-from ontogeny.checkpoints.store import Progress, list_states, load_state
+from ontogeny.checkpoints.store import Progress, list_states, open_state, read_tensors
 from ontogeny.config import build
 from ontogeny.digest import SHORT
 from ontogeny.errors import CheckpointError
-from ontogeny.model.init import initial_model
-from ontogeny.model.neox import NeoX
+from ontogeny.model import hf
+from ontogeny.model.init import initial_tensor
 from ontogeny.steps import METRICS, list_steps, step_folder
 from ontogeny.suite import RunSettings
 from ontogeny.training.metrics import whole_lines
+from ontogeny.training.parts import own, part_of
+from ontogeny.training.ranks import ALONE, Ranks
 
 LOCK = ".lock"
 
 
+Fill = Callable[[Mapping[str, Tensor]], None]  # writes tensors in place, by name
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run goes on from; `optimizer` is empty where it begins.
+    """What a run goes on from. `moments` is None where it begins, and `bits` is empty then.
 
-    `bits` is the arithmetic it was computed with, empty where nothing was.
+    `weights` and `moments` write what is kept into tensors given by their names in files, whole
+    ones or a rank's parts, so that no rank needs the whole of it; ranks call them together.
+    `bits` is the arithmetic the state was computed with.
     """
 
-    model: NeoX
-    optimizer: Mapping[str, Tensor]
+    weights: Fill
+    moments: Fill | None
     progress: Progress
     bits: Mapping[str, object]
 
@@ -65,20 +73,38 @@ class Run:
             return None if self.settings.branch is None else open_input(self.artifact, "parent")
         return open_artifact(step_folder(self.path, earlier[-1]), "checkpoint")
 
-    def start(self, first_digest: str) -> Start:
-        """The latest full state whose metrics are whole, or step 0.
+    def start(self, first_digest: str, ranks: Ranks = ALONE) -> Start:
+        """The latest full state whose metrics are whole, or step 0. To be called by all ranks.
 
         `first_digest` is the digest of no rows at all.
         """
         known = len(whole_lines(self.path / METRICS))
         for step in reversed(list_states(self.path)):
             if step <= known:
-                return self.saved(step)
+                return self.saved(step, ranks)
         return self.initial(first_digest)
 
-    def saved(self, step: int) -> Start:
-        """The full state of `step`. Raises CheckpointError or DataError if it is damaged."""
-        return Start(*load_state(self.artifact, step))
+    def saved(self, step: int, ranks: Ranks = ALONE) -> Start:
+        """The full state of `step`, whose files the ranks read through, each some of them.
+
+        Raises CheckpointError or DataError if it is damaged.
+        """
+        state, weights = open_state(self.artifact, step)
+        files = {one.path / name: (one, name) for one in (state, weights) for name in one.files}
+        share = list(files.values())[ranks.number :: ranks.layout.num_ranks]
+        faults = (artifact.file_fault(one, name) for one, name in share)
+        found = next((fault for fault in faults if fault is not None), None)
+        (is_damaged,) = ranks.any(found is not None)
+        if is_damaged:
+            told = found or "another rank says where"
+            raise CheckpointError(f"damaged state ({told})", where=state.path)
+        facts = state.facts
+        return Start(
+            partial(read_tensors, weights.path),
+            partial(read_tensors, state.path),
+            Progress(step, int(facts["tokens"]), str(facts["rows_digest"])),
+            dict(state.provenance.get("bits", {})),
+        )
 
     def initial(self, first_digest: str) -> Start:
         """Where a run begins: a model that is a function of the settings.
@@ -92,8 +118,14 @@ class Run:
                 where=self.path,
                 fix="the command that made the branch",
             )
-        model = initial_model(settings.shape, settings.init, settings.init_seed)
-        return Start(model, {}, Progress(0, 0, first_digest), {})
+
+        def draw(tensors: Mapping[str, Tensor]) -> None:
+            shape, init, seed = settings.shape, settings.init, settings.init_seed
+            for name, one in tensors.items():
+                drawn = initial_tensor(hf.from_file_name(name), one.shape, shape, init, seed)
+                own(one).copy_(part_of(drawn, one))
+
+        return Start(draw, None, Progress(0, 0, first_digest), {})
 
 
 def open_run(path: Path) -> Run:

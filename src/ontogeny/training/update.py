@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ontogeny.checkpoints.store import Progress, list_states
+from ontogeny.checkpoints.store import Progress
 from ontogeny.errors import ConfigError, OrderError, TrainingError
+from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches, rows_of_rank
 from ontogeny.results import UpdateMetrics
-from ontogeny.steps import list_steps
 from ontogeny.suite import RECIPES, RunSettings
 from ontogeny.training import machine
 from ontogeny.training.objective import Objective
@@ -76,20 +76,29 @@ def require_fit(run: Run, batches: Batches) -> None:
 def resumed(run: Run, start: Start, ranks: Ranks) -> State:
     """The state a run goes on from, on the device it computes on, compiled where it asks for it.
 
-    Raises ConfigError where there is nothing to compile with.
+    To be called by all ranks, each of which only ever holds its part. Raises ConfigError where
+    there is nothing to compile with.
     """
-    model, compiles = start.model.to(machine.device()), run.settings.training.compile
-    if compiles:
+    settings = run.settings
+    if settings.training.compile:
         machine.compiler()
-    objective = Objective(model, recompute=ranks.layout.recompute, compiles=compiles)
+    with torch.device("meta"):
+        model = NeoX(settings.shape)
+    objective = Objective(
+        model, recompute=ranks.layout.recompute, compiles=settings.training.compile
+    )
     if ranks.mesh is not None:
         from ontogeny.training.parallel import distribute  # takes half a second to import
 
-        distribute(objective, ranks, run.settings.training)
-    optimizer = AdamW(model, run.settings)
-    if start.optimizer:
-        optimizer.restore(start.optimizer)
-    scale = loss_scale(run.settings, start.progress.step, start.optimizer)
+        distribute(objective, ranks, settings.training)
+    objective.to_empty(device=machine.device())
+    start.weights(hf.named_weights(model))
+    optimizer, scale = AdamW(model, settings), loss_scale(settings, start.progress.step, {})
+    if start.moments is not None:
+        tensors = optimizer.named_state() | scale.named_state()
+        start.moments(tensors)
+        optimizer.restore(tensors)
+        scale = loss_scale(settings, start.progress.step, tensors)
     return State(model, objective, optimizer, start.progress, ranks, scale)
 
 
@@ -187,16 +196,12 @@ def row_norms(gradient: Tensor) -> Tensor:
 
 
 def not_finite(run: Run, update: int, place: int, scale: LossScale, what: str) -> TrainingError:
-    """The error that stops a run: which update, which rows, what to go back to."""
+    """The error that stops a run: at which update, with which rows."""
     rows = run.settings.training.rows_per_update
-    kept, states = list_steps(run.path), list_states(run.path)
     return TrainingError(
         f"{what} at update {update} (rows {place} to {place + rows - 1} of the order)"
         + ("" if scale.rule is None else f", at loss scale {scale.value:g}"),
         where=run.path,
         expected="finite numbers",
-        found=f"last good checkpoint step{kept[-1]}, last full state step{states[-1]}"
-        if kept and states
-        else "no checkpoint",
         fix="a lower learning_rate, or precision = 'fp32'",
     )
