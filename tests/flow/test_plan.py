@@ -45,6 +45,9 @@ def test_published_hours_are_beside_the_planned(say: Type) -> None:
     assert lines["12b"][-2] == "72,300"
     planned, share = float(lines["12b"][-3].replace(",", "")), float(lines["12b"][-1])
     assert planned / 72_300 == pytest.approx(share, abs=0.01)
+    last = json.loads(say("plan", "pythia", "--against-paper", "--json").out)[-1]
+    assert (last["member"], last["published_gpu_hours"]) == ("12b", 72_300)
+    assert f"{last['gpu_hours']:.0f}" == f"{planned:.0f}"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ontogeny.cli.app import Changes, app, out, print_table
-from ontogeny.config import nearest
-from ontogeny.errors import ConfigError
 from ontogeny.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -48,15 +46,13 @@ def plan(
     if paper:
         planned = against_paper(opened)
         published = [hours for _, hours in planned]
+        if as_json:
+            rows = [one.as_json() | {"published_gpu_hours": hours} for one, hours in planned]
+            out.print_json(json.dumps(rows))
+            return
         print_forecasts({one.settings.member: one for one, _ in planned}, published=published)
         return
-    choices = choose(opened, find_gpu(kind), num_gpus)
-    if member is not None:
-        names = [name for group in choices for name in group]
-        if member not in names:
-            raise ConfigError(f"no member {member!r}", where=suite, fix=nearest(member, names))
-        (found,) = (found for group, found in choices.items() if member in group)
-        choices = {(member,): found}
+    choices = choose(opened, find_gpu(kind), num_gpus, only=member)
     best = {", ".join(group): found[0] for group, found in choices.items()}
     counts = [counted(one) for one in best.values()]
     hours = sum(len(group) * found[0].gpu_hours for group, found in choices.items())
@@ -70,6 +66,7 @@ def plan(
     if member is None:
         print_forecasts(best, counts)
     else:
+        (found,) = choices.values()
         print_forecasts({f"{member} {place}": one for place, one in enumerate(found, 1)})
     cost = "" if price is None else f", {hours * price:,.0f} at {price:g} each"
     out.print(f"\nall of it: {hours / num_gpus:,.0f} hours, {hours:,.0f} GPU-hours{cost}")

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from ontogeny.config import nearest
 from ontogeny.errors import ConfigError
 from ontogeny.model.neox import NeoX
 from ontogeny.shape import PYTHIA_VOCABULARY
@@ -85,6 +86,7 @@ class Forecast:
         parts = ("arithmetic_seconds", "memory_seconds", "exposed_seconds", "seconds",
                  "tokens_per_second", "share_of_peak", "gpu_hours")  # fmt: skip
         return {
+            "member": self.settings.member,
             "layout": self.layout.as_json(),
             "micro_batch_rows": self.settings.training.micro_batch_rows,
             "fits": self.excess <= 0,
@@ -161,16 +163,22 @@ def data_rates(gpu: Gpu, layout: Layout) -> tuple[float, float]:
     return min(gpu.link_rate, near * gpu.network_rate), gpu.network_rate / beyond
 
 
-def choose(suite: Suite, gpu: Gpu, num_gpus: int) -> dict[tuple[str, ...], list[Forecast]]:
-    """For members that cost the same, all layouts over so many GPUs, the best first.
+def choose(
+    suite: Suite, gpu: Gpu, num_gpus: int, only: str | None = None
+) -> dict[tuple[str, ...], list[Forecast]]:
+    """For members that cost the same, or one, all layouts over so many GPUs, the best first.
 
     Raises ConfigError when a member has no layout over so many, or none that fits.
     """
     alike: dict[str, list[RunSettings]] = {}
     for member in suite.table():
-        settings = in_half_precision(suite, member)
-        key = settings.model_copy(update={"member": "", "init_seed": 0}).model_dump_json()
-        alike.setdefault(key, []).append(settings)
+        if only in (None, member.name):
+            settings = in_half_precision(suite, member)
+            key = settings.model_copy(update={"member": "", "init_seed": 0}).model_dump_json()
+            alike.setdefault(key, []).append(settings)
+    if not alike:
+        fix = nearest(str(only), [member.name for member in suite.table()])
+        raise ConfigError(f"no member {only!r}", where=suite.name, fix=fix)
     return {
         tuple(one.member for one in group): ranked(group[0], gpu, num_gpus)
         for group in alike.values()
