@@ -82,9 +82,10 @@ def sweep_run(
     *,
     settings: EvaluationSettings,
     inputs: Mapping[str, Input],
+    device: torch.device,
     observe: Callable[[int], None] = lambda step: None,
 ) -> Artifact:
-    """Score every checkpoint of a run and publish the rows and their items.
+    """Score every checkpoint of a run, on a device, and publish the rows and their items.
 
     `observe` is told of every step that is done.
     """
@@ -95,7 +96,7 @@ def sweep_run(
         for step in list_steps(run):
             facts = open_artifact(step_folder(run, step), "checkpoint").facts
             place = Place(str(facts["member"]), step, int(facts["tokens"]))
-            model = load_checkpoint(run, step)
+            model = load_checkpoint(run, step).to(device)
             score_held_out(model, dtype, tasks.documents, place, rows)
             if tasks.last_words:
                 score_last_words(model, dtype, tasks.last_words, place, rows)

@@ -30,7 +30,7 @@ from ontogeny.suite import EvaluationSettings, RunSettings
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import open_vocabulary
 from ontogeny.training.loop import train
-from ontogeny.training.machine import threads
+from ontogeny.training.machine import device, threads
 from ontogeny.training.run import open_run
 
 REPORT_SECONDS = 0.2  # between two reports of one process
@@ -181,6 +181,7 @@ def score(job: Job, folder: Path, sender: Connection) -> None:
             folder,
             settings=job.evaluation,
             inputs=sweep_inputs(job.run, held_out),
+            device=device(),
             observe=observe,
         )
 
