@@ -33,7 +33,7 @@ from ontogeny.training.loop import train
 from ontogeny.training.objective import Objective
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.parallel import distribute, is_cut_in_matrices
-from ontogeny.training.parts import own, whole
+from ontogeny.training.parts import own
 from ontogeny.training.ranks import ALONE, Ranks
 from ontogeny.training.update import accumulate, gradient_norm
 
@@ -167,15 +167,19 @@ def require_near(run: Path, other: Path, precision: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
-    "layout", [Layout(1, 2), Layout(2, 2, "all", recompute=True), Layout(1, 4)], ids=str
+    ("layout", "precision"),
+    [
+        (Layout(1, 2), "bf16"),
+        (Layout(1, 4), "bf16"),
+        (Layout(2, 2, "all", recompute=True), "bf16"),
+        (Layout(2, 2), "fp32"),
+    ],
+    ids=str,
 )
 def test_tensor_parallel_is_near_one_rank(
     layout: Layout, precision: str, ground: Ground, alone: Path, tmp_path: Path
 ) -> None:
-    if SHAPES[precision][1] % layout.tensor:
-        pytest.skip("the heads cannot be cut so")
     run = tmp_path / "run"
     on_ranks(layout, grow, ground.home, run, settings(precision, reproducible=False))
     require_near(run, alone / precision, precision)
@@ -196,8 +200,8 @@ def test_a_run_of_tensor_ranks_goes_on_with_others_only_if_told_to(
     require_near(run, alone / "bf16", "bf16")
 
 
-def copies(ranks: Ranks, home: Path) -> tuple[int, int]:
-    """How many tensors are whole on every tensor-parallel rank, and how many of them equal."""
+def copies(ranks: Ranks, home: Path) -> tuple[int, int, int]:
+    """How many numbers this rank holds, and of how many tensors copies; how many are equal."""
     wanted = settings("bf16", reproducible=False)
     model = initial_model(wanted.shape, wanted.init, wanted.init_seed)
     objective = Objective(model)
@@ -220,7 +224,8 @@ def copies(ranks: Ranks, home: Path) -> tuple[int, int]:
         for name, parameter in model.named_parameters()
         if not is_cut_in_matrices(parameter)
     ]
-    return len(found), sum(found)
+    held = sum(own(parameter).numel() for parameter in model.parameters())
+    return held, len(found), sum(found)
 
 
 def gathered(ranks: Ranks, part: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -232,8 +237,12 @@ def gathered(ranks: Ranks, part: Tensor, group: dist.ProcessGroup | None) -> Ten
 
 @pytest.mark.slow
 def test_copies_on_tensor_ranks_stay_equal(ground: Ground) -> None:
-    # Two norms of a weight and a bias a block, the biases of what is added up, the last norm.
-    assert on_ranks(Layout(2, 2), copies, ground.home) == (2 * (4 + 2) + 2, 14)
+    held, found, equal = on_ranks(Layout(2, 2), copies, ground.home)
+    width = SHAPES["bf16"][0]
+    # Norms, and biases of what is added up: of 2 blocks of 2 + 2 and 2, and the last norm.
+    assert equal == found == 2 * (4 + 2) + 2
+    matrices = 2 * (12 * width + 7) * width + 2 * 384 * width
+    assert held == matrices / 4 + found * width / 2
 
 
 def cross_entropy(ranks: Ranks, strip_bytes: int, dtype: torch.dtype) -> list[float]:
@@ -265,25 +274,3 @@ def cross_entropy(ranks: Ranks, strip_bytes: int, dtype: torch.dtype) -> list[fl
 def test_the_loss_of_parts_of_the_ids_is_that_of_all(dtype: torch.dtype, bound: float) -> None:
     for strip_bytes in (1, 1000, 1 << 20):
         assert max(on_ranks(Layout(1, 2), cross_entropy, strip_bytes, dtype)) < bound
-
-
-def parts_of_model(ranks: Ranks) -> dict[str, tuple[int, ...]]:
-    """The shapes of this rank's parts, once they are known to make up the whole."""
-    wanted = settings("bf16", reproducible=False)
-    model = initial_model(wanted.shape, wanted.init, wanted.init_seed)
-    before = {name: one.detach().clone() for name, one in model.named_parameters()}
-    distribute(Objective(model), ranks, wanted.training)
-    for name, one in model.named_parameters():
-        assert torch.equal(whole(one.detach()), before[name]), name
-    return {name: tuple(own(one).shape) for name, one in model.named_parameters()}
-
-
-@pytest.mark.slow
-def test_a_rank_holds_its_part_of_the_heads_and_of_the_rows() -> None:
-    shapes = on_ranks(Layout(2, 2), parts_of_model)
-    block = "layers.1."
-    assert shapes[f"{block}attention.query_key_value.weight"] == (3 * 64 // 4, 64)
-    assert shapes[f"{block}attention.dense.weight"] == (32, 32)
-    assert shapes[f"{block}mlp.dense_h_to_4h.bias"] == (64,)
-    assert shapes[f"{block}mlp.dense_4h_to_h.bias"] == (32,)
-    assert shapes["embed_in.weight"] == shapes["embed_out.weight"] == (384 // 4, 64)

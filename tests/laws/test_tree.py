@@ -83,7 +83,7 @@ def cuts(draw: st.DrawFn, most_rows: int, most_columns: int) -> tuple[Tensor, li
     return wild(draw(SEEDS), rows, columns), [b - a for a, b in pairwise(bounds)]
 
 
-@given(cuts(40, 600), st.integers(1, 3), st.integers(1, 3))
+@given(cuts(200, 600), st.integers(1, 3), st.integers(1, 3))
 def test_the_norm_of_a_row_does_not_know_its_neighbours(
     cut: tuple[Tensor, list[int]], threads_of_whole: int, threads_of_parts: int
 ) -> None:
@@ -93,17 +93,6 @@ def test_the_norm_of_a_row_does_not_know_its_neighbours(
     with machine.threads(threads_of_parts):
         parts = [row_norms(part) for part in matrix.split(sizes)]
     assert torch.equal(whole, torch.cat(parts))
-
-
-@pytest.mark.parametrize("rows", [2, 1000])
-def test_the_norm_of_a_row_is_its_norm_for_large_matrices_too(rows: int) -> None:
-    matrix = wild(1, rows, 3000)
-    with machine.threads(2):
-        whole = row_norms(matrix)
-    alone = torch.stack([row_norms(row[None])[0] for row in matrix])
-    assert torch.equal(whole, alone)
-    exact = matrix.double().square().sum(dim=1).sqrt()
-    torch.testing.assert_close(whole.double(), exact, rtol=1e-5, atol=0)
 
 
 class Parts(nn.Module):
