@@ -254,6 +254,7 @@ def test_members_that_cost_the_same_are_planned_once() -> None:
 def test_the_hours_of_the_paper_are_met() -> None:
     rows = against_paper(load_suite(PYTHIA))
     assert [one.settings.member for one, _ in rows] == list(PAPER)
+    assert 4 * sum(hours for _, hours in rows) == 544_280  # two corpora, trained twice
     for one, hours in rows:
         assert one.gpu_hours == pytest.approx(hours, rel=0.15)
         assert one.excess < 0  # it did fit

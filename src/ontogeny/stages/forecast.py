@@ -30,7 +30,7 @@ from ontogeny.training.objective import Objective
 from ontogeny.training.parts import own
 from ontogeny.training.ranks import Ranks
 
-SHARE_OF_PEAK = 0.5  # of every rate of a data sheet
+SHARE_OF_PEAK = 0.5  # of every rate of a data sheet; a round number, chosen in view of PAPER
 MARGIN = 0.1  # of a GPU's memory: the driver's, the libraries', what lies between blocks
 SHARDS: tuple[Literal["optimizer", "all"], ...] = ("optimizer", "all")
 # Numbers of width h that a block's operators read and write a token, products and attention left

@@ -53,7 +53,8 @@ def find_gpu(name: str) -> Gpu:
 
 
 # How Pythia was trained on A100s of 40 GB, and the GPU-hours stated: layout, rows a micro batch.
-# Hours: Biderman et al. 2023, appendix; the rest: the released configurations.
+# Hours: Biderman et al. 2023, appendix, which states 544,280 for the suite of two corpora trained
+# twice; the rest: the released configurations.
 PAPER = {
     name: (Layout(data, tensor, "optimizer", recompute=True), rows, gpu_hours)
     for name, data, tensor, rows, gpu_hours in (
