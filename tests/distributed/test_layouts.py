@@ -49,8 +49,8 @@ NEAR = {"fp32": (1e-6, 5e-3), "bf16": (3e-3, 0.1)}
 def settings(precision: str, **training: Any) -> RunSettings:
     """Updates of four micro batches."""
     values = {"rows_per_update": 8, "micro_batch_rows": 2, "num_linear": 2, "full_state_every": 1}
-    values |= {"tokens": UPDATES * 8 * grown.CONTEXT, "precision": precision} | training
-    resolved: Any = grown.settings(**values).resolved()
+    of_run = {"tokens": UPDATES * 8 * grown.CONTEXT, "precision": precision}
+    resolved: Any = grown.settings(**(values | of_run | training)).resolved()
     width, heads = SHAPES[precision]
     resolved["shape"] |= {"hidden_size": width, "num_heads": heads}
     return build(RunSettings, resolved, "test")
