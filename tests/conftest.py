@@ -23,6 +23,8 @@ from spoken import Said, Type
 # in the processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# On the CPU everywhere, unless somebody says which GPUs to take; tests/gpu then has some.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 settings.register_profile("ontogeny", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("ontogeny")
 
