@@ -8,6 +8,7 @@ Not here: what the tasks make (`text/corpus.py`, `tokens/encode.py`).
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -93,18 +94,24 @@ def work_folder(
     """A folder beside an artifact to be, for what is finished on the way to it.
 
     It outlives a kill, an interrupt and a full disk, and goes when the artifact is there or can
-    never be because its inputs are at fault.
+    never be because its inputs are at fault. Raises DataError while another process uses it.
     """
     folder = keyed(path.with_name(f".{path.name}.work"), kind, config, inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except KilledError:
-        raise
-    except OntogenyError:
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            fix = "wait for it, or stop it"
+            raise DataError("another process is making this", where=path, fix=fix) from error
+        try:
+            yield folder
+        except KilledError:
+            raise
+        except OntogenyError:
+            shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
 
 
 def _made(task: Task) -> Artifact:

@@ -79,6 +79,14 @@ def test_refuses_no_process() -> None:
         Workers(0)
 
 
+def test_a_work_folder_is_one_process_s(tmp_path: Path) -> None:
+    with work_folder(tmp_path / "a", "text", {}, {}) as work:
+        (work / "part").touch()
+        with pytest.raises(DataError, match="a: another process is making this; try: wait"):
+            work_folder(tmp_path / "a", "text", {}, {}).__enter__()
+        assert (work / "part").exists()
+
+
 def test_a_cluster_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError) as caught:

@@ -10,8 +10,6 @@ Not here: the rules (`places.py`), tokens.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -86,24 +84,24 @@ def build_text(
         reads: list[Read] = [*_reads(settings, base, cache), partial(_in_order, planted)]
         shards = shards_of(workers.do(_read_tasks(reads, settings, work)))
         first_planted = sum(map(len, shards)) - len(planted)
-        _require_text(first_planted, settings, "corpus")
+        _require_text(first_planted > 0, settings, "corpus")
         _require_own_ids(Tables(shards), reads)
-        near, threshold = None, settings.near_duplicates
-        if threshold is not None:
-            near = find_alike(shards, threshold, work, workers)
+        near = None
+        if settings.near_duplicates is not None:
+            near = find_alike(shards, settings.near_duplicates, work, workers)
             draft.facts["near_duplicates"] = METHOD
         tables = Tables(shards, near)
         places, counts = decide(tables, first_planted, settings)
         for name in ("standard", "held-out"):
-            num_placed = np.isin(places[:first_planted], PLACES[name]).sum()
-            _require_text(num_placed, settings, f"{name} part")
-        tasks = _write_tasks(tables, places, counts, settings, work)
-        for task, part in zip(tasks, workers.do(tasks), strict=True):
-            (suffix,) = part.files
-            _bring(part.path / suffix, draft.folder / f"{task.place.name}{suffix}")
+            is_there = np.isin(places[:first_planted], PLACES[name])
+            _require_text(is_there.any(), settings, f"{name} part")
+        for part in workers.do(_write_tasks(tables, places, counts, settings, work)):
+            for suffix in part.files:
+                (part.path / suffix).rename(draft.folder / f"{part.path.name}{suffix}")
+        _note_documents(truth, planted, places[first_planted:])
         draft.facts |= _facts(tables, places, counts) | {
             "components": component_facts(settings.components),
-            "planted": _found(truth, planted, places[first_planted:]),
+            "planted": truth,
         }
     return draft.artifact
 
@@ -162,9 +160,9 @@ def _read_tasks(reads: list[Read], settings: TextSettings, work: Path) -> list[T
     ]
 
 
-def _require_text(num_documents: int, settings: TextSettings, what: str) -> None:
+def _require_text(is_there: bool | np.bool, settings: TextSettings, what: str) -> None:
     """Raise DataError unless there is text to train on and text to hold out."""
-    if not num_documents:
+    if not is_there:
         raise DataError(
             f"the {what} is empty",
             where=settings.path or "[text.components]",
@@ -198,7 +196,8 @@ def _write_tasks(
     suffix = ".jsonl.zst" if settings.compressed else ".jsonl"
     tasks = []
     for name, of in PLACES.items():
-        times = np.where(np.isin(places, of), counts if name == "standard" else 1, 0)
+        wanted = np.isin(places, of)
+        times = counts * wanted if name == "standard" else wanted.astype(np.uint8)
         portions = _portions(tables, times, settings.shard_bytes)
         for number, portion in enumerate(portions):
             make = partial(_write_portion, portion=portion, name=suffix)
@@ -245,14 +244,6 @@ def _repeated(line: bytes, count: int) -> Iterator[bytes]:
             yield json_line(replace(document, id=f"{document.id}#copy{copy}"))
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Make a finished file appear in another folder too, without copying it where that can be."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)
-
-
 def _facts(tables: Tables, places: np.ndarray, counts: np.ndarray) -> dict[str, Any]:
     """How many documents and bytes went where, source by source."""
     total = np.zeros((len(Place), len(tables.source_names), 2), np.int64)
@@ -284,18 +275,11 @@ def _rows(names: list[str], counts: np.ndarray) -> dict[str, Any]:
     return {"documents": documents, "bytes": size, "sources": rows}
 
 
-def _found(
+def _note_documents(
     truth: list[dict[str, Any]], planted: list[Document], places: np.ndarray
-) -> list[dict[str, Any]]:
-    """The truth about the plants, with how many documents of each are in the corpora."""
-    first = {d.id for d, place in zip(planted, places, strict=True) if place == Place.FIRST}
-    return [
-        fact
-        | {
-            "documents": {
-                "standard": len(fact["ids"]),
-                "deduped": len(first.intersection(fact["ids"])),
-            }
-        }
-        for fact in truth
-    ]
+) -> None:
+    """Add to the truth about each plant how many documents of it are in the corpora."""
+    first = {planted[row].id for row in np.flatnonzero(places == Place.FIRST)}
+    for fact in truth:
+        num_first = len(first.intersection(fact["ids"]))
+        fact["documents"] = {"standard": len(fact["ids"]), "deduped": num_first}

@@ -5,8 +5,8 @@ in the order of their keys as long as they fit in the source's share; a source i
 gives its smallest work, and a source with a single work gives none. Of alike documents the first
 is kept: in the held-out part, else in the deduplicated corpus. What is like a held-out document is
 not trained on, but planted documents are never held out and always trained on.
-Memory: 5 bytes a document (and 40 a document of one source, where sources have weights), and at
-most `MOST_ROWS` rows of some columns with their sorting at a time.
+Memory: 2 bytes a document, 50 a document of one source where sources have weights, and at most
+`MOST_ROWS` rows of some columns with their sorting at a time.
 Not here: how alike documents are found (`dedup.py`, `near.py`), moving text (`corpus.py`).
 """
 
@@ -24,7 +24,7 @@ from ontogeny.text.dedup import text_digest
 from ontogeny.text.mixture import copies, pile_epochs, weighted_epochs
 from ontogeny.text.shards import Shard, as_keys
 
-MOST_ROWS = 1 << 24  # sorted together: about 1.2 GB
+MOST_ROWS = 1 << 23  # sorted together, in 1.4 GB
 SCATTER = np.uint64(0x9E3779B97F4A7C15)  # an odd number spreads small ones, each to its own
 
 
@@ -225,22 +225,23 @@ def _mix(
     weights: Literal["pile"] | Mapping[str, float] | None,
 ) -> np.ndarray:
     """How often every document is to be in the standard corpus; marks those that are not to be."""
-    counts = np.ones(len(tables), np.int32)
     if weights is None:
-        return counts
+        return np.ones(len(tables), np.uint8)
     sizes = _source_bytes(tables, places, first_planted).tolist()
     present = {name: size for name, size in zip(tables.source_names, sizes, strict=True) if size}
     if weights == "pile":
         epochs = pile_epochs(present)
     else:
         epochs = weighted_epochs(weights, present, sum(present.values()))
-    is_first = (places == Place.FIRST) & (np.arange(len(tables)) < first_planted)
+    is_first = places == Place.FIRST
+    is_first[first_planted:] = False
+    counts = np.ones(len(tables), np.int32)
     for name, times in epochs.items():
         rows, keys, sizes = tables.of_source(name, is_first)
         digests = keys.astype(">u8").view(np.uint8)
         counts[rows] = copies(digests, sizes, times)
     places[counts == 0] = Place.LEFT_OUT
-    return np.maximum(counts, 1)
+    return np.maximum(counts, 1).astype(np.min_scalar_type(counts.max()))
 
 
 def _drop_held_out(places: np.ndarray, part: Part, first_planted: int) -> None:
