@@ -104,6 +104,12 @@ UNREADABLE = {
     "heads": (change('heads": 2', 'heads": 3'), "heads must divide the width"),
     "decay": (change('"gas": 7', '"lr-decay-iters": 9'), "lr_decay_iters 9 must equal train_iters"),
     "floor": (change('"min_lr": 0.001', '"min_lr": 0.1'), "min_lr 0.1 is above the rate 0.01"),
+    "a fixed scale": (change('"gas": 7', '"fp16": {"enabled": true, "loss_scale": 128}'), "fp16 with "
+                      "the fixed loss_scale 128 is not supported"),
+    "a huge scale": (change('"gas": 7', '"fp16": {"enabled": true, "initial_scale_power": 1025}'),
+                     "fp16.initial_scale_power: "),
+    "a low scale": (change('"gas": 7', '"fp16": {"enabled": true, "initial_scale_power": 0, '
+                    '"min_loss_scale": 2}'), "initial 1 is below the floor 2"),
     "GPUs": (change("# batch size (trained on 2 gpus)", ""), "does not say how many rows an "
              "update takes; expected train_micro_batch_size_per_gpu, and"),
     "ranks": (change('"gas": 7', '"model-parallel-size": 4'), "2 GPUs cannot be shared out"),
@@ -133,7 +139,7 @@ def test_the_number_of_gpus_can_be_given(say: Type, yml: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("said", "precision"),
     [
-        ('"enabled": true, "loss_scale": 0', "auto"),
+        ('"enabled": true, "loss_scale": 0', "fp16"),
         ('"enabled": true, "type": "bfloat16"', "bf16"),
         ('"enabled": false', "fp32"),
     ],
@@ -144,7 +150,15 @@ def test_precision_is_what_the_file_says_or_named(
     yml.write_text(change('"gas": 7', f'"fp16": {{{said}}}'))
     told = say("import", yml, "--out", tmp_path / "run.toml").out
     assert f'precision = "{precision}"' in (tmp_path / "run.toml").read_text()
-    assert ("fp16 with loss scaling is not built" in told) == (precision == "auto")
+    assert ("fp16, which CPUs are slow in" in told) == (precision == "fp16")
+
+
+def test_the_loss_scale_is_the_files_own(say: Type, yml: Path, tmp_path: Path) -> None:
+    said = '"enabled": true, "initial_scale_power": 7, "hysteresis": 3, "min_loss_scale": 2'
+    yml.write_text(change('"gas": 7', f'"fp16": {{{said}}}'))
+    say("import", yml, "--out", tmp_path / "run.toml")
+    expected = "[training.loss_scale]\ninitial = 128.0\nwindow = 1000\nhysteresis = 3\nfloor = 2.0"
+    assert expected in (tmp_path / "run.toml").read_text()
 
 
 @pytest.fixture

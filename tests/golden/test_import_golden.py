@@ -79,7 +79,9 @@ def test_settings_of_training_are_the_originals(published: Path) -> None:
     assert (file.order.context_length, file.order.seed, file.recipe) == (2048, 1234, "pythia")
     assert (training.beta1, training.beta2, training.epsilon) == (0.9, 0.95, 1e-8)
     assert (training.weight_decay, training.clip_norm, training.warmup) == (0.1, 1.0, 0.01)
-    assert (training.min_rate_ratio, training.precision) == (0.1, "auto")
+    assert (training.min_rate_ratio, training.precision) == (0.1, "fp16")
+    scale = training.loss_scale
+    assert (scale.initial, scale.window, scale.hysteresis, scale.floor) == (4096, 1000, 2, 1)
 
 
 def test_the_run_file_says_the_same_when_read_again(published: Path, tmp_path: Path) -> None:

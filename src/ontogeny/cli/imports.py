@@ -110,7 +110,7 @@ def _notes(file: NeoxFile, gpus: int | None, rows: list[tuple[str, str, str]]) -
         f"tokenizer: {settings.vocab_file or 'not said'}",
         f"no effect here: {', '.join(file.ignored) or 'none'}",
     ]
-    if settings.precision == "auto":
-        notes.insert(1, 'precision: fp16 with loss scaling is not built; "auto" trains in bf16 '
-                        "where the machine multiplies in it, else in fp32")  # fmt: skip
+    if settings.precision == "fp16":
+        notes.insert(1, "precision: fp16, which CPUs are slow in; training.precision=auto takes "
+                        "bf16 where the machine multiplies in it, else fp32")  # fmt: skip
     return notes

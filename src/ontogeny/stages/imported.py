@@ -162,6 +162,7 @@ def _training(settings: NeoxSettings, rows: int, where: Path) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "clip_norm": settings.gradient_clipping,
         "precision": settings.precision,
+        "loss_scale": settings.loss_scale,
         "num_linear": num_linear,
     }
     return {key: value for key, value in values.items() if value is not None}

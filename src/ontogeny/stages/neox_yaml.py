@@ -2,8 +2,7 @@
 
 Every key is mapped (`NeoxSettings`), is computed here in one way only and must say so (`FIXED`), or
 changes nothing that this trainer computes (`NO_EFFECT`); any other is refused by name. What a file
-leaves out is what gpt-neox v1.0, megatron/neox_arguments/, takes. Not here: fp16 with loss
-scaling, which this trainer does not have.
+leaves out is what gpt-neox v1.0, megatron/neox_arguments/, takes.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ class Optimizer(Settings):
 
 
 class HalfPrecision(Settings):
-    """Which half precision is meant; the keys of its loss scale, which only fp16 has, are read."""
+    """Which half precision is meant, and the loss scale, which only fp16 has."""
 
     enabled: bool = False
     fp16: bool = True
@@ -86,7 +85,7 @@ class HalfPrecision(Settings):
     auto_cast: bool = False
     loss_scale: float = 0
     loss_scale_window: int = 1000
-    initial_scale_power: int = 32
+    initial_scale_power: int = Field(default=32, ge=0, lt=64)
     hysteresis: int = 2
     min_loss_scale: float = 1
 
@@ -135,10 +134,23 @@ class NeoxSettings(Settings):
 
     @property
     def precision(self) -> Precision:
-        """`auto` where the original is fp16, which this trainer does not have."""
+        """What the original's arithmetic is."""
         if not self.fp16.enabled:
             return "fp32"
-        return "bf16" if self.fp16.type == "bfloat16" else "auto"
+        return "bf16" if self.fp16.type == "bfloat16" else "fp16"
+
+    @property
+    def loss_scale(self) -> dict[str, float] | None:
+        """What a run file says of the loss scale; nothing but in fp16."""
+        if self.precision != "fp16":
+            return None
+        half = self.fp16
+        return {
+            "initial": 2.0**half.initial_scale_power,
+            "window": half.loss_scale_window,
+            "hysteresis": half.hysteresis,
+            "floor": half.min_loss_scale,
+        }
 
     @property
     def steps(self) -> set[int]:
@@ -158,6 +170,9 @@ class NeoxSettings(Settings):
         if (self.init_method, self.output_layer_init_method) not in INITIALISERS:
             raise ValueError(f"init_method {self.init_method} with output_layer_init_method "
                              f"{self.output_layer_init_method} is not supported")  # fmt: skip
+        if self.precision == "fp16" and self.fp16.loss_scale:
+            raise ValueError(f"fp16 with the fixed loss_scale {self.fp16.loss_scale:g} is not "
+                             "supported, only with one that moves, which 0 asks for")  # fmt: skip
         if self.min_lr > self.optimizer.params.lr:
             raise ValueError(f"min_lr {self.min_lr} is above the rate {self.optimizer.params.lr}")
         return self
