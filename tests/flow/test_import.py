@@ -104,8 +104,8 @@ UNREADABLE = {
     "heads": (change('heads": 2', 'heads": 3'), "heads must divide the width"),
     "decay": (change('"gas": 7', '"lr-decay-iters": 9'), "lr_decay_iters 9 must equal train_iters"),
     "floor": (change('"min_lr": 0.001', '"min_lr": 0.1'), "min_lr 0.1 is above the rate 0.01"),
-    "a fixed scale": (change('"gas": 7', '"fp16": {"enabled": true, "loss_scale": 128}'), "fp16 with "
-                      "the fixed loss_scale 128 is not supported"),
+    "a fixed scale": (change('"gas": 7', '"fp16": {"enabled": true, "loss_scale": 128}'), "fp16 "
+                      "with the fixed loss_scale 128 is not supported"),
     "a huge scale": (change('"gas": 7', '"fp16": {"enabled": true, "initial_scale_power": 1025}'),
                      "fp16.initial_scale_power: "),
     "a low scale": (change('"gas": 7', '"fp16": {"enabled": true, "initial_scale_power": 0, '
