@@ -42,6 +42,7 @@ from ontogeny.workers import Workers
 
 PILE_BYTES = 825e9
 PILE_DOCUMENT = 5.91 * 1024  # mean bytes of a document: Gao et al. 2020, table 1
+PILE_FILES = 30  # each is read by one task
 PASSES = 32  # over the tables of the Pile, whose rows are sorted 2**23 at a time
 ROUNDS = 3
 ROWS, SIGNED = 2_000_000, 200_000  # of the random tables
@@ -51,7 +52,7 @@ NODES = (1, 8, 32)
 READ, PARSE, NORMALISE, EXACT = "read", "  of it: parse", "  normalise (clean-1)", "  digests"
 NEAR, WRITE, PLAIN, ENCODE = "near-duplicates: sign", "cut and mix, write", "  plain", "encode"
 JOIN, HASH, PLACES, CLUSTERS = "join stores", "digest what was made", "places", "clusters"
-SHARED = (READ, NEAR, WRITE, ENCODE)  # by all cores; the others are done by one process
+MOST_TASKS = {READ: PILE_FILES} | dict.fromkeys((JOIN, HASH, PLACES, CLUSTERS), 1)  # at a time
 
 
 def sources(megabytes: int) -> Iterator[Document]:
@@ -190,10 +191,11 @@ def print_plan(seconds: dict[str, float], documents: dict[str, float], megabytes
     for name, alone in hours.items():
         line = f"{name.strip():28}{alone:12.2f}"
         for nodes in NODES:
-            own = alone / (nodes * 64) if name in SHARED else alone
+            own = alone / min(nodes * 64, MOST_TASKS.get(name, nodes * 64))
             totals[nodes] += own
             line += f"{own:9.2f}"
-        print(line + ("" if name in SHARED else "  by one process"))
+        most = MOST_TASKS.get(name)
+        print(line + (f"  by at most {most}" if most else ""))
     print(f"{'all':40}" + "".join(f"{total:9.2f}" for total in totals.values()))
 
 
