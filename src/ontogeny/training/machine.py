@@ -59,7 +59,7 @@ def resolve_precision(precision: Precision) -> Literal["bf16", "fp16", "fp32"]:
 def multiplies_bf16() -> bool:
     """Whether matrix products in bfloat16 are native to the device."""
     if device().type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -103,20 +103,21 @@ def joined(layout: Layout, patience: float = 600.0) -> Iterator[Ranks]:
     if number == 1:
         yield Ranks(layout)
         return
-    device = machine.device().type
-    if device == "cuda":
+    if torch.cuda.is_available():
         machine.take_gpu(int(os.environ["LOCAL_RANK"]))
+    device = machine.device()
     store, rank, _ = next(iter(rendezvous("env://")))
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        "nccl" if device.type == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=number,
         timeout=timedelta(seconds=patience),
+        device_id=device if device.type == "cuda" else None,
     )
     try:
         mesh = init_device_mesh(
-            device, (layout.data, layout.tensor), mesh_dim_names=("data", "tensor")
+            device.type, (layout.data, layout.tensor), mesh_dim_names=("data", "tensor")
         )
         beside = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
         yield Ranks(layout, rank, mesh, beside)
