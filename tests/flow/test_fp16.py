@@ -13,11 +13,9 @@ from torch import Tensor
 
 from grown import Enough, Ground, begin, saved, settings, stop_after
 from ontogeny.artifact import open_artifact
-from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.config import build
 from ontogeny.errors import TrainingError
-from ontogeny.model.init import initial_model
-from ontogeny.model.neox import SCORING_DTYPES, NeoX
+from ontogeny.model.neox import NeoX
 from ontogeny.questions.verify import verify
 from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.stages.branch import begin_branch, plan_branch
@@ -116,28 +114,6 @@ def test_the_norm_is_torchs_and_half_of_it_where_the_original_doubles(
     assert all(ratio == pytest.approx(1, rel=0.02) for ratio in ratios if ratio not in halved)
 
 
-def test_it_follows_torchs_adamw_on_the_scaled_loss(ground: Ground, tmp_path: Path) -> None:
-    run = begin(ground, tmp_path / "run", half(loss_scale={"initial": 512.0}))
-    with pytest.raises(Enough):
-        train(run, ground.batches(4), [stop_after(5)])
-    model = initial_model(run.settings.shape, "small-wang", 0)
-    matrices = [one for one in model.parameters() if one.ndim > 1]
-    vectors = [one for one in model.parameters() if one.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.95), eps=1e-8)
-    for update in range(4):
-        found = plain_gradient(model, torch.from_numpy(ground.batches(4)(update)), 512.0)
-        for name, parameter in model.named_parameters():
-            parameter.grad = found[name]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(update, run.settings)
-        optimizer.step()
-    ours, theirs = (one.embed_out.weight for one in (load_checkpoint(run.path, 4), model))
-    start = initial_model(run.settings.shape, "small-wang", 0).embed_out.weight
-    assert (ours - theirs).norm() < 0.02 * (ours - start).norm()
-
-
 @pytest.mark.parametrize("stops", [[1], [4, 5], [10, 18, 23]])
 def test_stopping_anywhere_leaves_no_trace(
     ground: Ground, watched: tuple[Run, list[State]], tmp_path: Path, stops: list[int]
@@ -207,8 +183,3 @@ def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale(
     run = begin(ground, tmp_path / "run", half(loss_scale={}, learning_rate=1e30))
     with pytest.raises(TrainingError, match=r"loss nan and .* at update 1 .*loss scale 4096"):
         train(run, ground.batches(4))
-
-
-def test_scores_are_never_computed_in_half_precision() -> None:
-    assert SCORING_DTYPES["fp16"] is torch.float32
-    assert SCORING_DTYPES["bf16"] is torch.bfloat16

@@ -63,10 +63,3 @@ def test_the_compiler_is_named_among_what_makes_bits(
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     assert ALONE.bits(settings(compile=True))["compile"] == "cc 1.2.3"
-
-
-def test_arithmetic_takes_the_threads_of_the_settings() -> None:
-    before = torch.get_num_threads()
-    with machine.arithmetic(settings(threads=before + 1).training):
-        assert torch.get_num_threads() == before + 1
-    assert torch.get_num_threads() == before

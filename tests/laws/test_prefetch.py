@@ -81,14 +81,6 @@ def test_an_error_comes_up_at_the_update_it_belongs_to(ground: Ground) -> None:
     assert readers() == []
 
 
-def test_leaving_early_stops_the_reader(ground: Ground) -> None:
-    slow = Slow(ground.batches(4), seconds=0.02)
-    with slow.feed(0, 50) as feed:
-        feed.take()
-    assert readers() == []
-    assert slow.read <= 1 + AHEAD
-
-
 def test_waiting_is_only_for_what_is_not_there_yet(ground: Ground) -> None:
     slow = Slow(ground.batches(4), seconds=0.05)
     with slow.feed(0, 3) as feed:
