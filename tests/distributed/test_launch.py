@@ -13,14 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from grown import Ground
+from grown import SUITE, Ground
 from ontogeny.artifact import open_artifact
+from ontogeny.record import read_record
 from ontogeny.steps import METRICS, step_folder
 from spoken import Said, Type
 
 ONTOGENY: list[object] = [sys.executable, "-m", "ontogeny"]
 TORCHRUN: list[object] = [sys.executable, "-m", "torch.distributed.run"]
 NUM_UPDATES = 120
+TINY = """[sizes.one]
+num_layers = 1
+hidden_size = 16
+num_heads = 2
+learning_rate = 1e-2
+"""
 LINES = """
 size = "one"
 [order]
@@ -31,18 +38,13 @@ rows_per_update = 8
 micro_batch_rows = 2
 precision = "fp32"
 num_linear = 6
-[sizes.one]
-num_layers = 1
-hidden_size = 16
-num_heads = 2
-learning_rate = 1e-2
 """
 
 
 @pytest.fixture(scope="module")
 def run_file(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("launched") / "run.toml"
-    path.write_text(f'store = "{ground.store}"\nvocabulary = "{ground.vocabulary}"{LINES}')
+    path.write_text(f'store = "{ground.store}"\nvocabulary = "{ground.vocabulary}"{LINES}{TINY}')
     return path
 
 
@@ -171,3 +173,25 @@ def test_ranks_that_fail_alike_speak_once(run_file: Path, tmp_path: Path) -> Non
     assert job.returncode == 2
     assert job.stderr.count("error: ") == 1
     assert "finite numbers" in job.stderr
+
+
+@pytest.mark.slow
+def test_a_suite_grows_by_ranks_to_the_same_artifacts(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(8):
+        text = f"The river {number} keeps the old stone. A small door finds it. " * 40
+        (tmp_path / "text" / f"{number}.txt").write_text(text)
+    file, found = tmp_path / "suite.toml", {}
+    file.write_text(f"{SUITE.replace('14m', 'one')}[evaluation]\nlast_word_items = 0\n{TINY}")
+    words: list[object] = ["--set", "training.micro_batch_rows=4"]
+    for ranks in (1, 2):
+        home = tmp_path / str(ranks)
+        said = typed([*ONTOGENY, "run", file, "--out", home, "--ranks", ranks, *words])
+        assert said.returncode == 0, said.stderr
+        stages = read_record(home).stages
+        found[ranks] = {stage.name: stage.digest for stage in stages if stage.name != "report"}
+    assert found[1] == found[2]
+    assert "scores/one" in found[1]
+    refusal = typed([*ONTOGENY, "run", file, "--out", tmp_path / "3", "--ranks", 2])
+    assert refusal.returncode == 2
+    assert "1 micro batches an update cannot be shared among 2 ranks" in refusal.stderr

@@ -56,10 +56,11 @@ def run(
     cache: Cache = None,
     workers: NumWorkers = None,
     ray: Cluster = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes that train each member")] = 1,
     other_bits: OtherBits = False,
 ) -> None:
     """Grow a suite: make every stage that is missing, from text to report."""
-    grow(suite, folder, changes, Options(dry_run, cache, other_bits, workers, ray))
+    grow(suite, folder, changes, Options(dry_run, cache, other_bits, workers, ray, ranks))
 
 
 @app.command()
@@ -97,6 +98,7 @@ class Options:
     other_bits: bool
     num_workers: int | None
     cluster: str | None
+    num_ranks: int = 1
 
 
 def grow(
@@ -115,7 +117,7 @@ def grow(
 
     began = time.monotonic()
     suite = load_suite(suite_file, changes)
-    plan = plan_suite(suite, suite_file.parent)
+    plan = plan_suite(suite, suite_file.parent, options.num_ranks)
     out.print(
         f"{suite.name}: {len(plan.members)} members, {plan.num_lanes} at a time, "
         f"{plan.precision}, about {as_bytes(plan.num_bytes)} on disk and {as_time(plan.seconds)}"
@@ -131,6 +133,7 @@ def grow(
         watch,
         options.other_bits,
         Workers(options.num_workers or num_cores(), options.cluster),
+        options.num_ranks,
     )
     if options.dry_run:
         obstacle = growth.look()

@@ -40,6 +40,7 @@ def train(
     patience: Annotated[
         float, typer.Option(help="Seconds a rank may be silent before the others give up")
     ] = 600.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no bar")] = False,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard scalars too")] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to W&B too")] = None,
     other_bits: OtherBits = False,
@@ -67,10 +68,11 @@ def train(
             sinks = [metrics.tensorboard_sink(run.path / "tensorboard")] if tensorboard else []
             if wandb is not None:
                 sinks.append(metrics.wandb_sink(wandb, settings.member, settings.resolved()))
-            sinks.append(update_bar(shown.enter_context(bars()), settings))
+            if not quiet:
+                sinks.append(update_bar(shown.enter_context(bars()), settings))
         if not run.is_finished:
             train_run(run, batches, sinks, ranks=ranks, other_bits=other_bits)
-    if ranks.is_first:
+    if ranks.is_first and not quiet:
         out.print(f"{run.path}: step {settings.num_updates} of {settings.num_updates}")
 
 

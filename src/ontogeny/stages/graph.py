@@ -32,6 +32,7 @@ from ontogeny.tokens.vocabulary import (
     open_vocabulary,
     vocabulary_inputs,
 )
+from ontogeny.training.layout import Layout, require_layout
 from ontogeny.training.machine import resolve_precision
 from ontogeny.training.run import create_run, open_run
 from ontogeny.workers import Workers
@@ -61,7 +62,8 @@ class Growth:
     """A suite being grown in the folder `home`.
 
     `base` is the folder that paths in the suite file are relative to, `cache` where downloaded
-    packages are kept. `other_bits` lets runs go on that were computed with other arithmetic.
+    packages are kept. Every member is trained by `num_ranks`. `other_bits` lets runs go on that
+    were computed with other arithmetic.
     """
 
     suite: Suite
@@ -72,6 +74,7 @@ class Growth:
     watch: Watch
     other_bits: bool = False
     workers: Workers = field(default_factory=Workers)
+    num_ranks: int = 1
     only_look: bool = False
     found: dict[str, Artifact] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -124,6 +127,8 @@ class Growth:
     def grow(self) -> None:
         """Train and score every member that is not done."""
         jobs = {job.member: job for job in self._jobs() if not self._stage_of_run(job)}
+        for job in jobs.values():
+            require_layout(Layout(self.num_ranks), job.settings)
         if jobs:
             self._require_tasks()
         for job in jobs.values():
@@ -224,6 +229,7 @@ class Growth:
             vocabulary=found["vocabulary"].path,
             scores=self._place(f"scores/{member.name}"),
             other_bits=self.other_bits,
+            num_ranks=self.num_ranks,
         )
 
     def _require_tasks(self) -> None:

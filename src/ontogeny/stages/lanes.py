@@ -25,10 +25,12 @@ from ontogeny.errors import OntogenyError, Stopped, TrainingError
 from ontogeny.evaluation.sweep import held_out_tasks, sweep_inputs, sweep_run
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import open_order
-from ontogeny.results import UpdateMetrics
+from ontogeny.results import UpdateMetrics, parse_metrics
+from ontogeny.steps import METRICS
 from ontogeny.suite import EvaluationSettings, RunSettings
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import open_vocabulary
+from ontogeny.training.launch import launch
 from ontogeny.training.loop import train
 from ontogeny.training.machine import device, threads
 from ontogeny.training.run import open_run
@@ -52,6 +54,7 @@ class Job:
     vocabulary: Path
     scores: Path  # without the key, which depends on the last checkpoint
     other_bits: bool
+    num_ranks: int = 1
 
     @property
     def member(self) -> str:
@@ -149,15 +152,54 @@ def work(job: Job, sender: Connection) -> None:
 
 def _train_and_score(job: Job, sender: Connection) -> Outcome:
     began = time.monotonic()
-    run, store = open_run(job.run), open_store(job.store)
-    batches = Batches(open_order(job.order, store), job.settings.training.rows_per_update)
-    if not run.is_finished:
-        train(run, batches, [_Reporter(sender, job.settings)], other_bits=job.other_bits)
+    if not open_run(job.run).is_finished:
+        _train(job, _Reporter(sender, job.settings))
     trained = time.monotonic()
     folder = scores_folder(job)
     if not folder.exists():
         score(job, folder, sender)
     return Outcome(job.member, trained - began, time.monotonic() - trained)
+
+
+def _train(job: Job, report: _Reporter) -> None:
+    if job.num_ranks == 1:
+        batches = Batches(
+            open_order(job.order, open_store(job.store)), job.settings.training.rows_per_update
+        )
+        train(open_run(job.run), batches, [report], other_bits=job.other_bits)
+        return
+    words = ["train", str(job.run), "--ranks", str(job.num_ranks), "--quiet"]
+    with _following(job.run / METRICS, report):
+        code = launch([*words, "--other-bits"] if job.other_bits else words, job.num_ranks)
+    if code:
+        raise TrainingError(f"the ranks of member {job.member} ended early", where=job.run)
+
+
+@contextmanager
+def _following(metrics: Path, report: _Reporter) -> Iterator[None]:
+    """Report the updates that other processes write, inside the block."""
+    ended, place = threading.Event(), metrics.stat().st_size if metrics.exists() else 0
+
+    def follow() -> None:
+        nonlocal place
+        while not ended.wait(REPORT_SECONDS):
+            if not metrics.exists():
+                continue
+            with metrics.open("rb") as file:
+                file.seek(place)
+                lines = [line for line in file if line.endswith(b"\n")]
+            place += sum(map(len, lines))
+            for row in map(parse_metrics, map(bytes.decode, lines)):
+                if row is not None:  # else the file was cut meanwhile, to where the run goes on
+                    report(row)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def scores_folder(job: Job) -> Path:

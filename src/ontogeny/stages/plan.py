@@ -100,10 +100,10 @@ class SuitePlan:
         return self.num_text_bytes / PREPARED_BYTES_PER_SECOND + side_by_side
 
 
-def plan_suite(suite: Suite, base: Path) -> SuitePlan:
+def plan_suite(suite: Suite, base: Path, num_ranks: int = 1) -> SuitePlan:
     """Resolve every member and measure the machine; the text's path is relative to `base`.
 
-    Raises ConfigError for a member that cannot be.
+    Every member has so many ranks. Raises ConfigError for a member that cannot be.
     """
     vocab_size = suite.vocabulary.size
     # A vocabulary file of unstated size is counted as Pythia's; it only matters to the plan.
@@ -112,7 +112,7 @@ def plan_suite(suite: Suite, base: Path) -> SuitePlan:
         MemberPlan(member, suite.run_settings(member, vocab_size or PYTHIA_VOCABULARY, precision))
         for member in suite.table()
     ]
-    num_lanes = lanes(suite.training.threads)
+    num_lanes = lanes(suite.training.threads * num_ranks)
     rate = matmul_rate(DTYPES[precision], suite.training.threads)
     return SuitePlan(suite, members, num_lanes, rate, precision, text_bytes(suite.text, base))
 
