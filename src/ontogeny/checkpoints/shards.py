@@ -8,6 +8,7 @@ the tensors are and when they are saved; importing this takes half a second.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from ontogeny.checkpoints.verify import LENGTH
 from ontogeny.errors import CheckpointError, OntogenyError
 
 
@@ -63,6 +65,9 @@ def write(tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup)
             where=folder,
             fix="free some space, then go on",
         ) from cause
+    if dist.get_rank() == 0:
+        for path in folder.glob("*.safetensors"):
+            _sort_notes(path)
 
 
 def read(tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -78,6 +83,18 @@ def read(tensors: Mapping[str, Tensor], folder: Path) -> None:
         except CheckpointException as error:
             _, cause = _first_failure(error)
             raise CheckpointError(f"does not fit the model ({cause})", where=folder) from cause
+
+
+def _sort_notes(path: Path) -> None:
+    """Put what a file says about itself in one order: the library leaves that to chance."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(LENGTH), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length, "the same words in another order"
+        file.seek(LENGTH)
+        file.write(text.ljust(length))
 
 
 def _first_failure(error: CheckpointException) -> tuple[int, BaseException]:
