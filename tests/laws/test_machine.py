@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grown import settings
+from grown import CONTEXT, settings
 from ontogeny.errors import ConfigError
+from ontogeny.model.neox import NeoX
+from ontogeny.suite import Precision
 from ontogeny.training import machine
+from ontogeny.training.objective import Objective
 from ontogeny.training.ranks import ALONE
 
 WITHOUT_GPUS = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -63,3 +66,14 @@ def test_the_compiler_is_named_among_what_makes_bits(
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     assert ALONE.bits(settings(compile=True))["compile"] == "cc 1.2.3"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_no_part_of_a_pass_comes_back_to_the_cpu(precision: Precision) -> None:
+    with torch.device("meta"):  # which has no memory, but knows where a tensor is
+        model, rows = NeoX(settings().shape), torch.empty(4, CONTEXT + 1, dtype=torch.int64)
+    loss = Objective(model)(rows, machine.require_precision(precision), scale=8.0)
+    loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert {one.device.type for one in (loss, *gradients) if one is not None} == {"meta"}
+    assert all(one is not None and one.dtype is torch.float32 for one in gradients)
