@@ -3,7 +3,7 @@
 The logits of a 50k vocabulary are by far the largest tensor of a small model. Here they exist for
 a few rows at a time, in the dtype of the arithmetic, and in float32 only for what stays in cache;
 the gradient is formed on the way, so the backward pass has nothing left to multiply. On CPUs that
-multiply in bfloat16 the softmax is a kernel of ours (`kernels/loss.c`), else torch's in strips.
+multiply in bfloat16 that is a kernel of ours (`kernels/loss.c`), else torch's products and softmax.
 
 Shapes: N tokens, W width, V vocabulary.
 """
@@ -11,7 +11,6 @@ Shapes: N tokens, W width, V vocabulary.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from ontogeny.model.kernels import load
 
-CHUNK_BYTES = 64 << 20  # of logits held at once, in the dtype of the arithmetic, on a CPU
+CHUNK_BYTES = 104 << 20  # of logits held at once, in the dtype of the arithmetic, on a CPU
 ACCELERATOR_CHUNK_BYTES = 512 << 20  # and elsewhere, which is only fast with much to do at once
 STRIP_BYTES = 4 << 20  # of float32 logits held at once on a CPU: what stays in its cache
+TOKENS, TILE = 128, 128  # the kernel's blocks, of tokens and of ids
 
 
 def linear_cross_entropy(
@@ -43,8 +43,9 @@ def log_likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     with torch.no_grad():
         matrix = weight.to(hidden.dtype)
         result = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        for rows, logits in _in_chunks(hidden, matrix):
-            result[rows] = _softmax_in_place(logits, targets[rows], scale=None)
+        for rows in _parts(hidden, matrix):
+            logits = hidden[rows] @ matrix.T
+            result[rows] = _scores(logits, targets[rows])
         return result
 
 
@@ -53,18 +54,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
-        matrix = weight.to(hidden.dtype)
-        count = len(targets)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight)
-        for rows, logits in _in_chunks(hidden, matrix):
-            found = _softmax_in_place(logits, targets[rows], scale / count)
-            total -= found.sum(dtype=torch.float64)
-            torch.mm(logits, matrix, out=d_hidden[rows])
-            d_weight += logits.T @ hidden[rows]
-        ctx.save_for_backward(d_hidden, d_weight)
-        return (total / count).float()
+        sweep = Sweep(hidden.contiguous(), weight, targets.contiguous(), scale / len(targets))
+        for rows in _parts(hidden, sweep.matrix):
+            if not sweep.by_kernel(rows):
+                sweep.by_torch(rows)
+        ctx.save_for_backward(sweep.d_hidden, sweep.d_weight)
+        return -sweep.scores.mean(dtype=torch.float64).float()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -72,16 +67,51 @@ class LinearCrossEntropy(torch.autograd.Function):
         return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None
 
 
-def _in_chunks(hidden: Tensor, matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their logits [chunk, V], which the next ones replace."""
+class Sweep:
+    """The log-likelihoods [N] of targets and the gradients of minus `scale` times their sum."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> None:
+        self.hidden, self.targets, self.scale = hidden, targets, scale
+        self.matrix = weight.to(hidden.dtype).contiguous()
+        self.scores = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        self.d_hidden = torch.empty_like(hidden)
+        self.d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
+        self.turned: Tensor | None = None  # the weights as the kernel needs them besides
+        vocab, width = weight.shape
+        fits = width % 16 == 0 and vocab % 8 == 0 and weight.dtype == torch.float32
+        if fits and len(targets) and _is_for_kernel(hidden):
+            _require_targets(targets, vocab)
+            self.turned = self.matrix.new_empty(-(-vocab // TILE) * TILE, width)
+            _call("loss_turn", self.matrix, self.turned, vocab, width)
+
+    def by_torch(self, rows: slice) -> None:
+        """Fill in some rows, and add what they have to add."""
+        logits = self.hidden[rows] @ self.matrix.T  # [chunk, V]
+        self.scores[rows] = _softmax_in_place(logits, self.targets[rows], self.scale)
+        torch.mm(logits, self.matrix, out=self.d_hidden[rows])
+        self.d_weight += logits.T @ self.hidden[rows]
+
+    def by_kernel(self, rows: slice) -> bool:
+        """The same; False, with nothing added, where the kernel is not for these logits."""
+        if self.turned is None:
+            return False
+        (vocab, width), count = self.matrix.shape, rows.stop - rows.start
+        padded = -(-count // TOKENS) * TOKENS
+        return not _call(
+            "loss_chunk",
+            *(self.hidden[rows], self.matrix, self.turned, self.targets[rows], self.scores[rows]),
+            *(self.d_hidden[rows], self.d_weight),
+            self.matrix.new_empty(vocab, padded),
+            self.matrix.new_empty(padded, width),
+            self.scores.new_empty(count),
+            *(count, padded, width, vocab, self.scale),
+        )
+
+
+def _parts(hidden: Tensor, matrix: Tensor) -> list[slice]:
+    """Rows whose logits are held at once."""
     limit = CHUNK_BYTES if hidden.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
-    parts = chunks(len(hidden), len(matrix) * matrix.itemsize, limit)
-    buffer = hidden.new_empty(
-        max((part.stop - part.start for part in parts), default=0), len(matrix)
-    )
-    for rows in parts:
-        logits = buffer[: rows.stop - rows.start]
-        yield rows, torch.mm(hidden[rows], matrix.T, out=logits)
+    return chunks(len(hidden), len(matrix) * matrix.itemsize, limit)
 
 
 def chunks(count: int, row_bytes: int, limit: int) -> list[slice]:
@@ -95,9 +125,6 @@ def chunks(count: int, row_bytes: int, limit: int) -> list[slice]:
 def _softmax_in_place(logits: Tensor, targets: Tensor, scale: float | None) -> Tensor:
     """Log-likelihoods [N] of targets; with a scale, logits become its times (softmax - one-hot)."""
     result = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
-    if logits.device.type == "cpu" and logits.dtype is torch.bfloat16 and load.has("loss"):
-        _kernel(logits, targets, result, scale)
-        return result
     limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * ACCELERATOR_CHUNK_BYTES
     for rows in chunks(len(targets), logits.shape[1] * 4, limit):
         strip, target = logits[rows].float(), targets[rows, None]
@@ -111,18 +138,34 @@ def _softmax_in_place(logits: Tensor, targets: Tensor, scale: float | None) -> T
     return result
 
 
-def _kernel(logits: Tensor, targets: Tensor, result: Tensor, scale: float | None) -> None:
-    """The same by the kernel, which trusts what it is given."""
-    count, vocab = logits.shape
-    if count and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
+def _scores(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-likelihoods [N] of targets."""
+    if not _is_for_kernel(logits):
+        return _softmax_in_place(logits, targets, scale=None)
+    _require_targets(targets, logits.shape[1])
+    result = torch.empty(len(targets), dtype=torch.float32)
+    _call("loss_rows", logits, targets.contiguous(), result, *logits.shape)
+    return result
+
+
+def _is_for_kernel(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype is torch.bfloat16 and load.has("loss")
+
+
+def _require_targets(targets: Tensor, vocab: int) -> None:
+    """Refuse what torch would refuse; the kernels trust what they are given."""
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
         raise IndexError(f"a target is not among the {vocab} columns")
-    targets, kernels = targets.contiguous(), load.library()
-    assert kernels is not None
-    failed = kernels.loss_rows(
-        *(ctypes.c_void_p(part.data_ptr()) for part in (logits, targets, result)),
-        *(ctypes.c_long(number) for number in (count, vocab)),
-        ctypes.c_float(0.0 if scale is None else scale),
-        ctypes.c_int(torch.get_num_threads()),
-    )
-    if failed:
-        raise MemoryError("no memory for a row of logits in float32")
+
+
+def _call(name: str, *arguments: Tensor | int | float) -> bool:
+    """Call a kernel with torch's number of threads; whether it declined."""
+    kinds: dict[type, Any] = {int: ctypes.c_long, float: ctypes.c_float}
+    passed: list[Any] = [
+        ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else kinds[type(one)](one)
+        for one in arguments
+    ]
+    answer = getattr(load.library(), name)(*passed, ctypes.c_int(torch.get_num_threads()))
+    if answer < 0:
+        raise MemoryError(f"no memory for {name}")
+    return bool(answer)
