@@ -5,9 +5,11 @@ The same at full length, with the figures of docs/reliability.md: benchmarks/rel
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from grown import Ground, begin, saved, settings
-from killed import Site, is_clean, proof
+from killed import PLACES, WRITING, Site, is_clean, proof
 from ontogeny.artifact import faults, open_artifact
 from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.errors import CheckpointError, OntogenyError
@@ -97,6 +99,27 @@ def test_a_disk_that_fills_up(
     ballast.unlink()
     assert proof(site.finish()) == proof(undisturbed)
     assert is_clean(run)
+
+
+def test_what_cannot_be_saved_is_not_left_quietly(ground: Ground, small_disk: Path) -> None:
+    run = Site(ground, small_disk / "run", SETTINGS).open()
+
+    def fill_and_ask_to_leave(row: UpdateMetrics) -> None:
+        (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises((CheckpointError, OSError), match="o space left"):
+        train(run, ground.batches(4), [fill_and_ask_to_leave])
+
+
+def test_updates_go_on_while_files_are_written(ground: Ground, tmp_path: Path) -> None:
+    run, seen = Site(ground, tmp_path / "run", SETTINGS).open(), list[bool]()
+
+    def look(row: UpdateMetrics) -> None:
+        seen.append(any(any((run.path / place).glob(WRITING)) for place in PLACES.values()))
+
+    train(run, ground.batches(4), [look])
+    assert any(seen)
 
 
 @pytest.mark.parametrize("limit", [1000, 20_000, 70_000])
