@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -111,14 +111,15 @@ class Saver:
     """What is saved when: checkpoints at the run's steps, full states at some, a rolling one.
 
     The tensors are copied to the CPU's memory; a thread writes them while updates go on. One save
-    is under way at most. What fails there is raised by the next `wait`, which leaving the block is.
+    is under way at most. What fails there is raised on all ranks at the end of the update or of the
+    block, whichever comes first.
     """
 
     def __init__(self, run: Run, state: State) -> None:
         self._run, self._state = run, state
         self._saved_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "save")
-        self._writing: Future[None] | None = None
+        self._writing = self._thread.submit(lambda: None)  # nothing yet
 
     def __enter__(self) -> Saver:
         return self
@@ -130,7 +131,7 @@ class Saver:
         trace: TracebackType | None,
     ) -> None:
         self._thread.shutdown()
-        self.wait()
+        self._writing.result()
 
     @property
     def is_kept(self) -> bool:
@@ -142,7 +143,7 @@ class Saver:
 
         To be called by all ranks. Each writes its parts of a state, the first writes checkpoints.
         """
-        self.wait()
+        self.settle()
         run, state, step = self._run, self._state, self._state.progress.step
         is_full = step in run.settings.full_state_steps or with_state
         weights = gathered(state.model, state.ranks) if self.is_kept else {}
@@ -179,34 +180,33 @@ class Saver:
             save_checkpoint(run.artifact, model, progress, parent=parent, provenance=provenance)
         drop_states(run.path, run.settings.full_state_steps | {max(list_states(run.path))})
 
-    def wait(self) -> None:
-        """Until what is being written is. Raises what kept it from being written."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+    def settle(self) -> None:
+        """Wait until all ranks have written. Raises on all of them what kept one from it."""
+        failed = self._writing.exception() is not None
+        if self._state.ranks.any(failed)[0]:
+            self._writing.result()
+            raise CheckpointError("another rank could not save", where=self._run.path)
 
     def agreed(self, leaving: bool) -> tuple[bool, bool]:
         """Whether a rank is to leave, and whether a rolling state is due: the same on all ranks.
 
-        Raises what kept a rank from writing.
+        Raises what kept a rank from writing, if that is known already.
         """
         writing, elapsed = self._writing, time.monotonic() - self._saved_at
-        failed = writing is not None and writing.done() and writing.exception() is not None
+        failed = writing.done() and writing.exception() is not None
         rolling = elapsed >= self._run.settings.training.rolling_seconds
         leaving, rolling, failed = self._state.ranks.any(leaving, rolling, failed)
         if failed:
-            self.wait()
-            raise CheckpointError("another rank could not save", where=self._run.path)
+            self.settle()
         return leaving, rolling
 
     @contextmanager
     def last_kept_told(self) -> Iterator[None]:
-        """Let a loss that is not finite tell what the run can go back to."""
+        """Let a loss that is not finite tell what the run can go back to; all ranks meet it."""
         try:
             yield
         except TrainingError as error:
-            self.wait()
-            self._state.ranks.any(True)  # all have met it, and have written
+            self.settle()
             kept, states = list_steps(self._run.path), list_states(self._run.path)
             found = "no checkpoint"
             if kept and states:
@@ -217,7 +217,7 @@ class Saver:
 
     def clean(self) -> None:
         """Remove the rolling state: the run is at its end."""
-        self.wait()
+        self.settle()
         if self._state.ranks.is_first:
             drop_states(self._run.path, self._run.settings.full_state_steps)
 
