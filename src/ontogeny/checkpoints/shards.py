@@ -29,23 +29,20 @@ from ontogeny.errors import CheckpointError, OntogenyError
 
 
 def told(make: Callable[[], Path | None], group: dist.ProcessGroup) -> Path | None:
-    """What `make` gives on the first rank of a group, on all. To be called by all of them.
+    """What `make` gives on the first rank of a group, on all; or raises on all what it raised.
 
-    Raises CheckpointError on the others where it fails.
+    To be called by all of them.
     """
-    answer: list[Any] = [None, False]
-    failure = None
+    answer: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
             answer[0] = make()
         except (OSError, OntogenyError) as error:
-            answer[1], failure = True, error
+            answer[1] = error
     dist.broadcast_object_list(answer, src=0, group=group)
+    path, failure = answer
     if failure is not None:
         raise failure
-    path, has_failed = answer
-    if has_failed:
-        raise CheckpointError("the first rank cannot begin to write")
     return path
 
 
