@@ -63,8 +63,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None
+        # In place, as they are large: going backward a second time is an error of torch's.
+        d_hidden, d_weight = (part.mul_(grad.to(part.dtype)) for part in ctx.saved_tensors)
+        return d_hidden, d_weight, None, None
 
 
 class Sweep:

@@ -75,7 +75,7 @@ int loss_rows(const bf16 *logits, const int64_t *targets, float *scores, long ro
 
 /* ---- the loss of a chunk of tokens and all its gradients ---- */
 
-enum { TOKENS = 128, VECTORS = TOKENS / LANES, TILE = 128 };
+enum { TOKENS = 128, VECTORS = TOKENS / LANES, TILE = 128, DEPTH = 64 };
 
 typedef struct {
     const bf16 *hidden, *weight;  /* [tokens, width], [vocab, width] */
@@ -200,8 +200,11 @@ FAST static void some_tokens(void *context, long item, int thread)
     memset(block->sums, 0, sizeof block->sums);
     for (long v = 0; v < chunk->vocab; v += TILE) {
         long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
-        product(block->x, TOKENS, (const pair *)(chunk->weight + v * width), width / 2, tokens,
-                TOKENS, rows, VECTORS, width / 2, 0);
+        for (long k = 0; k < width / 2; k += DEPTH) { /* so few pairs of tokens stay in cache */
+            long depth = width / 2 - k < DEPTH ? width / 2 - k : DEPTH;
+            product(block->x, TOKENS, (const pair *)(chunk->weight + v * width) + k, width / 2,
+                    tokens + k * TOKENS, TOKENS, rows, VECTORS, depth, k > 0);
+        }
         if (v == 0)
             look_first(block, rows);
         bf16 *terms = chunk->terms + start * chunk->vocab + v * TOKENS;
