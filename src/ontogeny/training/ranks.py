@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
@@ -106,7 +107,9 @@ def joined(layout: Layout, patience: float = 600.0) -> Iterator[Ranks]:
     if torch.cuda.is_available():
         machine.take_gpu(int(os.environ["LOCAL_RANK"]))
     device = machine.device()
-    store, rank, _ = next(iter(rendezvous("env://")))
+    agents, rank, _ = next(iter(rendezvous("env://")))
+    # The agent's store outlives its ranks: what those before a restart left is not to be found.
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", agents)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
