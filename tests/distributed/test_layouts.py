@@ -148,6 +148,7 @@ def test_micro_batches_that_are_no_power_of_two(ground: Ground, tmp_path: Path) 
     wanted = settings("fp32", reproducible=False, **rows)
     grow(ALONE, ground.home, tmp_path / "one", wanted)
     on_ranks(Layout(3), grow, ground.home, tmp_path / "three", wanted)
+    assert len(outcome(tmp_path / "three")[0]) == UPDATES
     require_near(tmp_path / "three", tmp_path / "one", "fp32")
 
 

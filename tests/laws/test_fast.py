@@ -35,25 +35,25 @@ def pythias(reference: Path) -> Vocabulary:
     return load_vocabulary(reference / "pythia" / "utils" / "20B_tokenizer.json")
 
 
-def check_equal(vocabulary: Vocabulary, texts: list[str]) -> None:
+def encoded(vocabulary: Vocabulary, texts: list[str]) -> list[list[int]]:
+    """The ids of each text by the fast encoder, which must be the one in use."""
     tokens, sizes = vocabulary.encode_batch(texts)
-    expected = vocabulary.encode_all(texts)
     assert [tokens.dtype.name, sizes.dtype.name] == ["int32", "int64"]
-    assert sizes.tolist() == [len(ids) for ids in expected]
-    assert tokens.tolist() == [token for ids in expected for token in ids]
     assert vocabulary.encoder.name.startswith("gigatoken ")
+    assert sizes.sum() == len(tokens)
+    return [part.tolist() for part in np.split(tokens, np.cumsum(sizes)[:-1])] if texts else []
 
 
 @given(st.lists(mixed, max_size=6))
 @settings(max_examples=100)
 def test_ids_are_those_of_the_reference(vocabulary: Vocabulary, texts: list[str]) -> None:
-    check_equal(vocabulary, texts)
+    assert encoded(vocabulary, texts) == vocabulary.encode_all(texts)
 
 
 @given(st.lists(mixed, max_size=6))
 @settings(max_examples=100)
 def test_ids_of_pythias_vocabulary(pythias: Vocabulary, texts: list[str]) -> None:
-    check_equal(pythias, texts)
+    assert encoded(pythias, texts) == pythias.encode_all(texts)
 
 
 def test_every_character_is_encoded_alike(pythias: Vocabulary) -> None:
@@ -62,7 +62,8 @@ def test_every_character_is_encoded_alike(pythias: Vocabulary) -> None:
         "".join(f"a{chr(point)} {chr(point)}1" for point in points[at : at + 64])
         for at in range(0, len(points), 64)
     ]
-    check_equal(pythias, [*lines, "ab" * 20_000, *ODD_TEXTS])
+    texts = [*lines, "ab" * 20_000, *ODD_TEXTS]
+    assert encoded(pythias, texts) == pythias.encode_all(texts)
 
 
 def test_text_in_normal_form_stays_so_by_the_references_tables(vocabulary: Vocabulary) -> None:
