@@ -32,6 +32,8 @@ ROOT_FILES = (
     "suite",
     "record",
     "results",
+    "scores",
+    "intervals",
 )
 ROOMS = {
     "text": {"text"},

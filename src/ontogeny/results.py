@@ -1,8 +1,9 @@
 """Rows of measurements: the one form every score, benchmark or study is written in.
 
-A score row says what was measured on which checkpoint, with how many items and which interval.
-A metrics row is one update of a run. Parquet for scores (pyarrow), one JSON line an update for
-metrics. Not here: how anything is measured or drawn.
+A score row says what was measured on which checkpoint, with how many items and which interval; an
+item row what one item gave. A metrics row is one update of a run. Parquet for scores and items
+(pyarrow), one JSON line an update for metrics. Not here: where scores are kept (`scores.py`), how
+anything is measured or drawn.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from ontogeny.errors import EvaluationError
 class Score:
     """One measurement: `value` of `metric` on `task` at a checkpoint, from `n` items.
 
-    `low` and `high` bound a 95 % interval over the items. `tokens` is what the model was trained
-    on by then: the axis on which members are compared.
+    `low` and `high` bound a 95 % interval over the items, NaN where there is none. `tokens` is what
+    the model was trained on by then: the axis on which members are compared. `shots` is how many
+    worked examples stood before each item. `chance` is what guessing gives, `majority` what always
+    giving the commonest answer does, None where there is no such level; `differs` says how the task
+    departs from the one of its name, empty where it does not. n is 0 where that is not known.
     """
 
     member: str
@@ -38,43 +42,47 @@ class Score:
     low: float
     high: float
     n: int
+    shots: int = 0
+    chance: float | None = None
+    majority: float | None = None
+    differs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What one item of a task gave: the rows a score was counted from."""
+    """What one item of a task gave: the rows a score was counted from.
+
+    Of an item with options `gold` is the right one's place, None where none is right, and `chosen`
+    that of the likeliest. `log_likelihood` (natural log) is of the right option, or of the text,
+    whose UTF-8 bytes are counted in `num_bytes`; `margin` is how far it is above the best other.
+    `metrics` is what each measure makes of the item.
+    """
 
     member: str
     step: int
     task: str
+    shots: int
     item: str
-    metric: str
-    value: float
+    gold: int | None
+    chosen: int | None
+    log_likelihood: float
+    margin: float | None
+    num_bytes: int
+    metrics: dict[str, float]
 
 
 SCORES, ITEMS = "scores.parquet", "items.parquet"  # the files of a scores artifact
-SCORE_SCHEMA = pa.schema(
-    [
-        ("member", pa.string()),
-        ("step", pa.int64()),
-        ("tokens", pa.int64()),
-        ("task", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("n", pa.int64()),
-    ]
-)
-ITEM_SCHEMA = pa.schema(
-    [
-        ("member", pa.string()),
-        ("step", pa.int64()),
-        ("task", pa.string()),
-        ("item", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-    ]
+COLUMNS = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "int | None": pa.int64(),
+    "float": pa.float64(),
+    "float | None": pa.float64(),
+    "dict[str, float]": pa.map_(pa.string(), pa.float64()),
+}
+SCORE_SCHEMA, ITEM_SCHEMA = (
+    pa.schema([(field.name, COLUMNS[str(field.type)]) for field in fields(row)])
+    for row in (Score, Item)
 )
 
 
@@ -95,7 +103,8 @@ def read_scores(path: Path) -> list[Score]:
 
 def read_items(path: Path) -> list[Item]:
     """The item rows of a Parquet file. Raises EvaluationError if it is not one."""
-    return [Item(**row) for row in _read(path, ITEM_SCHEMA)]
+    rows = _read(path, ITEM_SCHEMA)
+    return [Item(**row | {"metrics": dict(row["metrics"])}) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

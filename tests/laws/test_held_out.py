@@ -128,7 +128,7 @@ def test_bits_per_byte_by_definition(
         for name, text in TEXTS.items()
     }
     sizes = {name: len(text.encode()) for name, text in TEXTS.items()}
-    values = {item.item: item.value for item in rows.items}
+    values = {item.item: item.metrics["bits_per_byte"] for item in rows.items}
     assert values == pytest.approx({name: bits[name] / sizes[name] for name in TEXTS}, rel=1e-5)
 
     def of(number: int | None) -> float:
@@ -257,7 +257,7 @@ def test_last_word_rows(store: DocumentStore, vocabulary: Vocabulary, model: Neo
             float(scores[at - 1, whole[0, at]]) for at in range(first, whole.numel())
         )
     by_metric = {
-        metric: {row.item: row.value for row in rows.items if row.metric == metric}
+        metric: {row.item: row.metrics[metric] for row in rows.items if metric in row.metrics}
         for metric in ("log_probability", "accuracy")
     }
     assert by_metric["log_probability"] == pytest.approx(naive, rel=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ontogeny.evaluation.intervals import mean_interval, ratio_interval
+from ontogeny.intervals import mean_interval, ratio_interval
 
 numbers = st.floats(-1e3, 1e3)
 pairs = st.lists(st.tuples(numbers, st.floats(0.5, 1e3)), min_size=2, max_size=40)

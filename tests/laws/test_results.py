@@ -45,7 +45,18 @@ scores = st.builds(
     n=counts,
 )
 items = st.builds(
-    Item, member=texts, step=counts, task=texts, item=texts, metric=texts, value=finite
+    Item,
+    member=texts,
+    step=counts,
+    task=texts,
+    shots=counts,
+    item=texts,
+    gold=st.none() | counts,
+    chosen=st.none() | counts,
+    log_likelihood=finite,
+    margin=st.none() | finite,
+    num_bytes=counts,
+    metrics=st.dictionaries(texts, finite, max_size=3),
 )
 updates = st.builds(
     UpdateMetrics,
@@ -99,7 +110,7 @@ def test_tables_that_are_none(tmp_path: Path) -> None:
 
 def test_a_truncated_table(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
-    write_items(path, [Item("14m", 1, "t", "i", "m", 0.5)])
+    write_items(path, [Item("14m", 1, "t", 0, "i", 0, 1, -2.5, -0.5, 9, {"acc": 0.0})])
     whole = path.read_bytes()
     for size in range(0, len(whole), 97):
         path.write_bytes(whole[:size])
@@ -109,7 +120,7 @@ def test_a_truncated_table(tmp_path: Path) -> None:
 
 def test_a_table_with_other_columns(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
-    write_items(path, [Item("14m", 1, "t", "i", "m", 0.5)])
+    write_items(path, [Item("14m", 1, "t", 0, "i", 0, 1, -2.5, -0.5, 9, {"acc": 0.0})])
     with pytest.raises(EvaluationError, match=r"table\.parquet: .*other columns.*expected member"):
         read_scores(path)
     write_scores(path, [Score("14m", 1, 2, "t", "m", 0.5, 0.4, 0.6, 10)])

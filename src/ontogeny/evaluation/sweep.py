@@ -13,8 +13,8 @@ import torch
 from ontogeny.artifact import Artifact, Input, open_artifact, writing
 from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.evaluation.held_out import HeldOutDocument, LastWord, held_out_documents, last_words
-from ontogeny.evaluation.intervals import mean_interval, ratio_interval
 from ontogeny.evaluation.score import answer
+from ontogeny.intervals import mean_interval, ratio_interval
 from ontogeny.model.neox import SCORING_DTYPES, NeoX
 from ontogeny.results import ITEMS, SCORES, Item, Score, write_items, write_scores
 from ontogeny.steps import list_steps, step_folder
@@ -53,7 +53,8 @@ class Place:
         return Score(self.member, self.step, self.tokens, task, metric, *interval, n)
 
     def item(self, task: str, item: str, metric: str, value: float) -> Item:
-        return Item(self.member, self.step, task, item, metric, value)
+        nothing = None, None, 0.0, None, 0
+        return Item(self.member, self.step, task, 0, item, *nothing, {metric: value})
 
 
 def held_out_tasks(
