@@ -24,6 +24,7 @@ ROOT_FILES = (
     "errors",
     "ranges",
     "digest",
+    "packages",
     "artifact",
     "workers",
     "config",

@@ -19,6 +19,7 @@ from grown import write_documents
 from ontogeny.artifact import Artifact, faults, open_artifact
 from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError, DataError
+from ontogeny.packages import PackageFile
 from ontogeny.suite import PlantedSettings, TextSettings
 from ontogeny.text.components import COMPONENTS, Component, Part, component_documents
 from ontogeny.text.corpus import (
@@ -31,7 +32,6 @@ from ontogeny.text.corpus import (
 )
 from ontogeny.text.dedup import normalised, text_digest
 from ontogeny.text.documents import Document, documents_in, read_documents, work_of
-from ontogeny.text.packages import PackageFile
 from ontogeny.workers import Workers
 
 PLANTS = PlantedSettings(

