@@ -3,7 +3,7 @@
 So the same artifacts come out of this process, of several, or of a Ray cluster whose machines see
 one file system. A task whose worker is killed is done again, three times at most. What is finished
 stays in a work folder until all of it is done, so that a killed job goes on where it was.
-Not here: what the tasks make (`text/corpus.py`, `tokens/encode.py`).
+Not here: what the tasks make (`text/corpus.py`, `tokens/encode.py`, `evaluation/sweep.py`).
 """
 
 from __future__ import annotations
@@ -68,17 +68,20 @@ class Workers:
             )
 
     def do(self, tasks: Sequence[Task]) -> list[Artifact]:
-        """The artifacts of tasks, in their order; what is there and whole is not made again.
+        """The artifacts of tasks, in their order, as `each` makes them."""
+        return [artifact for _, artifact in sorted(self.each(tasks), key=lambda pair: pair[0])]
 
-        Raises the error of the first task that fails; KilledError for one that kills its workers.
+    def each(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Artifact]]:
+        """Every artifact with its task's number, as soon as it is made.
+
+        What is there and whole is not made again. Raises the error of the first task that fails;
+        KilledError for one that kills its workers.
         """
         if len(tasks) > 1 and self.cluster is not None:
-            made = _on_cluster(tasks, self.cluster, self.num_processes)
-        elif len(tasks) > 1 and self.num_processes > 1:
-            made = _by_processes(tasks, self.num_processes)
-        else:
-            made = ((number, _made(task)) for number, task in enumerate(tasks))
-        return [artifact for _, artifact in sorted(made, key=lambda pair: pair[0])]
+            return _on_cluster(tasks, self.cluster, self.num_processes)
+        if len(tasks) > 1 and self.num_processes > 1:
+            return _by_processes(tasks, self.num_processes)
+        return ((number, _made(task)) for number, task in enumerate(tasks))
 
 
 def num_cores() -> int:
