@@ -5,6 +5,7 @@ all that was asked of one checkpoint. What was asked is told by its cells: a tas
 worked examples, under a key of everything that decides the answers. Cells are added to a checkpoint
 by writing its artifact anew, and the cell of a task that is asked again in another way (other
 weights, data or arithmetic) replaces the one before: a checkpoint never has two answers to a task.
+In a suite's record the scores of a member are a stage with a digest, though no single artifact.
 Not here: how anything is measured (`evaluation`) or drawn (`report`).
 """
 
@@ -14,13 +15,15 @@ import fcntl
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from ontogeny.artifact import Artifact, Input, open_artifact, read_manifest, writing
 from ontogeny.digest import digest_json
 from ontogeny.errors import EvaluationError
+from ontogeny.record import StageRecord
 from ontogeny.results import (
     ITEMS,
     SCORES,
@@ -32,14 +35,17 @@ from ontogeny.results import (
     write_scores,
 )
 
-KIND = "scores"
+KIND = "scores"  # of the artifact of a checkpoint, and of a stage: those of a member
+FOLDER = "scores"  # of a suite, for its store
 PLACE = re.compile(r"member=(?P<member>[^/]+)/step=(?P<step>\d+)")
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Which checkpoint was asked: a member after `step` updates, which consumed `tokens`.
 
+    `tokens` is 0 where that is not known, as of weights that came without a word about it.
     `size` names its width and depth and `num_parameters` counts it without embeddings; members that
     differ only in `init_seed` are seeds of one another.
     """
@@ -88,7 +94,8 @@ class ScoreStore:
 
     def places(self) -> list[tuple[str, int]]:
         """Every member and step that was asked anything, sorted."""
-        found = (PLACE.search(path.as_posix()) for path in self.folder.glob("member=*/step=*"))
+        paths = (path.relative_to(self.folder) for path in self.folder.glob("member=*/step=*"))
+        found = (PLACE.fullmatch(path.as_posix()) for path in paths)
         return sorted((match["member"], int(match["step"])) for match in found if match)
 
     def members(self) -> list[str]:
@@ -96,7 +103,7 @@ class ScoreStore:
 
     def path(self, member: str, step: int) -> Path:
         """Where the artifact of a checkpoint is, or will be."""
-        return self.folder / f"member={member}" / f"step={step}"
+        return self.of_member(member) / f"step={step}"
 
     def artifact(self, member: str, step: int) -> Artifact:
         """The artifact of a checkpoint that was asked something."""
@@ -108,7 +115,6 @@ class ScoreStore:
     def cells(self, member: str, step: int) -> list[Cell]:
         """What a checkpoint was asked; nothing where it is not in the store."""
         path = self.path(member, step)
-        _mend(path)
         if not path.exists():
             return []
         return [Cell(**values) for values in read_manifest(path).config["cells"]]
@@ -120,6 +126,10 @@ class ScoreStore:
     def items(self, member: str, step: int) -> list[Item]:
         """The item rows of a checkpoint; none where its scores were published without."""
         return read_items(self.path(member, step) / ITEMS)
+
+    def of_member(self, member: str) -> Path:
+        """The folder of all that is known of a member."""
+        return self.folder / f"member={member}"
 
     def digest(self, member: str) -> str:
         """The identity of all that is known of a member."""
@@ -133,10 +143,12 @@ class ScoreStore:
         scores: Sequence[Score],
         items: Sequence[Item],
         inputs: Mapping[str, Input],
+        bits: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Add cells and their rows to a checkpoint, or put them in place of those before.
 
-        `inputs` is what the checkpoint itself is. Under `locked` only, by one process.
+        `inputs` is what the checkpoint itself is, `bits` what decides those of the new answers; it
+        is kept for each cell. Under `locked` only, by one process.
         """
         path = self.path(place.member, place.step)
         asked = {(cell.task, cell.shots) for cell in cells}
@@ -145,6 +157,8 @@ class ScoreStore:
             for cell in self.cells(place.member, place.step)
             if (cell.task, cell.shots) not in asked
         ]
+        how = dict(read_manifest(path).provenance.get("bits", {})) if kept else {}
+        how = {cell.key: how.get(cell.key) for cell in kept} | {cell.key: bits for cell in cells}
         old_scores = read_scores(path / SCORES) if kept else []
         old_items = read_items(path / ITEMS) if kept else []
         all_scores, all_items, all_cells = [], [], []
@@ -156,7 +170,7 @@ class ScoreStore:
         config = {"place": asdict(place), "cells": all_cells}
         aside = path.with_name(f".{path.name}.new")
         shutil.rmtree(aside, ignore_errors=True)
-        with writing(aside, KIND, config=config, inputs=inputs) as draft:
+        with writing(aside, KIND, config=config, inputs=inputs, provenance={"bits": how}) as draft:
             write_scores(draft.folder / SCORES, all_scores)
             write_items(draft.folder / ITEMS, all_items)
             draft.facts.update(num_scores=len(all_scores), num_items=len(all_items))
@@ -164,19 +178,40 @@ class ScoreStore:
         return self.artifact(place.member, place.step)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store to add cells. Raises EvaluationError while another process does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise EvaluationError(
-                    "another process is adding scores",
-                    where=self.folder,
-                    fix="wait for it, stop it, or keep these elsewhere with --out",
-                ) from error
+    def locked(self, member: str | None = None, *, patiently: bool = False) -> Iterator[None]:
+        """Hold the store, or a member's part of it, to add cells.
+
+        Raises EvaluationError while another process holds any of it, unless it is to wait
+        `patiently`. What a killed process left half exchanged is mended first.
+        """
+        with ExitStack() as held:
+            whole = fcntl.LOCK_EX if member is None else fcntl.LOCK_SH
+            self._hold(held, self.folder, whole, patiently)
+            if member is not None:
+                self._hold(held, self.of_member(member), fcntl.LOCK_EX, patiently)
+            for old in self.folder.glob(f"member={'*' if member is None else member}/.step=*.old"):
+                _mend(old)
             yield
+
+    def _hold(self, held: ExitStack, folder: Path, how: int, patiently: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = held.enter_context((folder / LOCK).open("w"))
+        try:
+            fcntl.flock(file, how | (0 if patiently else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise EvaluationError(
+                "another process is adding scores",
+                where=folder,
+                fix="wait for it, stop it, or keep these elsewhere with --out",
+            ) from error
+
+
+def stage_digest(home: Path, stage: StageRecord) -> str:
+    """The identity of what lies where a suite's stage is. Raises DataError if it is damaged."""
+    path = home / stage.path
+    if stage.kind == KIND:
+        return ScoreStore(path.parent).digest(path.name.removeprefix("member="))
+    return read_manifest(path).digest
 
 
 def _put(aside: Path, path: Path) -> None:
@@ -189,8 +224,10 @@ def _put(aside: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _mend(path: Path) -> None:
-    """Put back what `_put` was killed over."""
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
+def _mend(old: Path) -> None:
+    """Finish what `_put` was killed over."""
+    path = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+    if path.exists():
+        shutil.rmtree(old)
+    else:
         old.rename(path)

@@ -137,7 +137,7 @@ def save_state(
 
 def load_checkpoint(run: Path, step: int) -> NeoX:
     """The model after `step` updates. Raises CheckpointError naming the steps there are."""
-    opened = _open_checkpoint(run, step)
+    opened = open_checkpoint(run, step)
     for name in opened.files.keys() - {hf.WEIGHTS}:  # those are checked tensor by tensor
         if digest_file(opened.path / name) != opened.files[name]["sha256"]:
             raise CheckpointError("is not the file recorded", where=opened.path / name)
@@ -155,7 +155,7 @@ def open_state(run: Artifact, step: int) -> tuple[Artifact, Artifact]:
             "state of another run", where=state.path, expected=run.digest,
             found=state.inputs["run"], fix="choose another folder with --out",
         )  # fmt: skip
-    return state, state if hf.CONFIG in state.files else _open_checkpoint(run.path, step)
+    return state, state if hf.CONFIG in state.files else open_checkpoint(run.path, step)
 
 
 def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -231,7 +231,8 @@ def checked_model(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX
     return model
 
 
-def _open_checkpoint(run: Path, step: int) -> Artifact:
+def open_checkpoint(run: Path, step: int) -> Artifact:
+    """The checkpoint of a run at a step. Raises CheckpointError if there is none, or another."""
     folder = step_folder(run, step)
     if not folder.is_dir():
         there = ", ".join(str(number) for number in list_steps(run)) or "none"
