@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontogeny.errors import EvaluationError
-from ontogeny.evaluation import score
+from ontogeny.evaluation import tries
 from ontogeny.evaluation.score import Answer, Request, answer, continue_text
 from ontogeny.model.init import initial_model
 from ontogeny.model.neox import NeoX
@@ -70,7 +70,7 @@ def test_equal_to_the_definition_in_any_batch(
     model: NeoX, asked: list[Request], tokens_per_batch: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score, "TOKENS_PER_BATCH", tokens_per_batch)
+        patch.setattr(tries, "TOKENS_PER_BATCH", tokens_per_batch)
         found = answer(model, asked, FP32, greedy=True)
     assert len(found) == len(asked)
     for request, one in zip(asked, found, strict=True):

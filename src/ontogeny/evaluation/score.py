@@ -1,23 +1,31 @@
 """The only inference code: log-likelihoods of given tokens, and text a model continues with.
 
-Requests are batched with others of near length and padded on the right, where a causal model does
-not look; the output embedding is applied only where a token is scored.
+What requests share is computed once (`tries.py`); rows of near length are batched and padded at
+their ends, where nothing looks. The output embedding is applied where a token is scored, some rows
+at a time, and both the log-likelihood and whether it is the greedy choice come of that. The bits of
+an answer depend on the requests of its call alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ontogeny.errors import EvaluationError
-from ontogeny.model.loss import log_likelihoods
+from ontogeny.evaluation.tries import Row, batches, lay_out
+from ontogeny.model.attention import Tree
+from ontogeny.model.loss import choices
 from ontogeny.model.neox import NeoX
+from ontogeny.tokens.vocabulary import Vocabulary
 
-TOKENS_PER_BATCH = 4096
 PADDING = 0  # any id: nothing that is scored can see it
+EXACT = 2e-6  # relative error of a float32 product that was not rounded on the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +51,39 @@ class Answer:
     is_greedy: bool | None
 
 
+class NeoXScorer:
+    """A model that can be asked, with its vocabulary; its weights are cast to `dtype` in place."""
+
+    def __init__(self, model: NeoX, vocabulary: Vocabulary, dtype: torch.dtype) -> None:
+        self.model, self.vocabulary, self.dtype = model.to(dtype), vocabulary, dtype
+
+    @property
+    def context_length(self) -> int:
+        return self.model.shape.context_length
+
+    def answer(self, requests: Sequence[Request], *, greedy: bool = False) -> list[Answer]:
+        return answer(self.model, requests, self.dtype, greedy=greedy)
+
+
 @torch.no_grad()
 def answer(
     model: NeoX, requests: Sequence[Request], dtype: torch.dtype, *, greedy: bool = False
 ) -> list[Answer]:
     """Score every request, in the order given. Raises EvaluationError for one that is too long."""
-    answers: list[Answer | None] = [None] * len(requests)
-    for batch in _batches(requests, model.shape.context_length):
-        inputs, places, targets = _padded([requests[index] for index in batch])
-        device = model.embed_in.weight.device
-        hidden = model.hidden(inputs.to(device), dtype).flatten(0, 1)[places.to(device)]
-        targets = targets.to(device)
-        scores = log_likelihoods(hidden, model.embed_out.weight, targets).double().cpu()
-        hits = _is_greedy(hidden, model.embed_out.weight, targets) if greedy else None
-        end = 0
-        for index in batch:
-            start, end = end, end + len(requests[index].target)
-            hit = None if hits is None else bool(hits[start:end].all())
-            answers[index] = Answer(float(scores[start:end].sum()), hit)
-    return [found for found in answers if found is not None]
+    require_fitting(requests, model.shape.context_length)
+    prefix, rows = lay_out(
+        [one.context + one.target for one in requests],
+        [len(one.context) for one in requests],
+        model.shape.hidden_size,
+    )
+    tally = Tally(len(requests))
+    with exact_products(dtype):
+        past = (
+            model.past(_on(model, [prefix]), dtype) if prefix else [None] * model.shape.num_layers
+        )
+        for batch in batches(rows):
+            _score(model, dtype, batch, past, tally, greedy=greedy)
+    return tally.answers(greedy=greedy)
 
 
 @torch.no_grad()
@@ -101,8 +123,8 @@ def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> i
     return int(torch.multinomial(odds, 1, generator=generator))
 
 
-def _batches(requests: Sequence[Request], context_length: int) -> Iterator[list[int]]:
-    """Indices of requests of near length, longest first, up to the tokens a batch may hold."""
+def require_fitting(requests: Sequence[Request], context_length: int) -> None:
+    """Raise EvaluationError for a request that a model cannot read or that asks for nothing."""
     for request in requests:
         if not request.context or not request.target or request.num_inputs > context_length:
             raise EvaluationError(
@@ -110,29 +132,118 @@ def _batches(requests: Sequence[Request], context_length: int) -> Iterator[list[
                 expected=f"a context, a target, and at most {context_length} tokens read",
                 found=f"{len(request.context)} + {len(request.target)} tokens",
             )
-    longest_first = sorted(range(len(requests)), key=lambda index: -requests[index].num_inputs)
-    start = 0
-    while start < len(longest_first):
-        length = requests[longest_first[start]].num_inputs
-        size = max(1, TOKENS_PER_BATCH // length)
-        yield longest_first[start : start + size]
-        start += size
 
 
-def _padded(batch: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs [B, T], places in them flattened whose output is scored [N], target tokens [N]."""
-    time = max(request.num_inputs for request in batch)
-    inputs = torch.full((len(batch), time), PADDING)
-    places, targets = [], []
-    for row, request in enumerate(batch):
-        tokens = (request.context + request.target)[:-1]
-        inputs[row, : len(tokens)] = torch.tensor(tokens)
-        first = row * time + len(request.context) - 1
-        places.append(torch.arange(first, first + len(request.target)))
-        targets.append(torch.tensor(request.target))
-    return inputs, torch.cat(places), torch.cat(targets)
+class Tally:
+    """The answers of a call, as their tokens are scored."""
+
+    def __init__(self, num_requests: int) -> None:
+        self.scores = np.zeros(num_requests)
+        self.misses = np.zeros(num_requests, int)
+
+    def add(self, numbers: np.ndarray, scores: Tensor, hits: Tensor | None) -> None:
+        """Add a token's score to that of its request, for each of `numbers`."""
+        np.add.at(self.scores, numbers, scores.double().cpu().numpy())
+        if hits is not None:
+            np.add.at(self.misses, numbers, ~hits.cpu().numpy())
+
+    def answers(self, *, greedy: bool) -> list[Answer]:
+        found = zip(self.scores.tolist(), (self.misses == 0).tolist(), strict=True)
+        return [Answer(score, hit if greedy else None) for score, hit in found]
 
 
-def _is_greedy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    logits = hidden @ weight.to(hidden.dtype).T
-    return (logits.argmax(dim=-1) == targets).cpu()
+def _score(
+    model: NeoX,
+    dtype: torch.dtype,
+    rows: Sequence[Row],
+    past: Sequence[tuple[Tensor, Tensor] | None],
+    tally: Tally,
+    *,
+    greedy: bool,
+) -> None:
+    """Read a batch of rows and score their targets."""
+    time = len(rows[0].tokens)
+    tokens = _on(model, [[*row.tokens, *[PADDING] * (time - len(row.tokens))] for row in rows])
+    stem = min(row.stem if row.stem < len(row.tokens) else time for row in rows)
+    if past[0] is None and stem == time:
+        hidden = model.hidden(tokens, dtype)
+    else:
+        tree = _tree(model, rows, stem, dtype)
+        trees = [replace(tree, past=one) for one in past]
+        hidden = model.hidden_of_trees(tokens, dtype, trees)
+    scored = np.array(
+        [
+            (number, place + offset * time, target)
+            for offset, row in enumerate(rows)
+            for number, place, target in row.scored
+        ]
+    )
+    scored = scored[np.argsort(scored[:, 1], kind="stable")]
+    places, rows_of = np.unique(scored[:, 1], return_inverse=True)
+    scores, hits = choices(
+        hidden.flatten(0, 1)[_on(model, places)],
+        model.embed_out.weight,
+        _on(model, rows_of),
+        _on(model, scored[:, 2]),
+        greedy=greedy,
+    )
+    tally.add(scored[:, 0], scores, hits)
+
+
+def _tree(model: NeoX, rows: Sequence[Row], stem: int, dtype: torch.dtype) -> Tree:
+    """Who sees whom in padded rows; padding is a chain of its own."""
+    time = len(rows[0].tokens)
+    left = [time - len(row.tokens) for row in rows]
+    depths = _on(model, [row.depths + [0] * pad for row, pad in zip(rows, left, strict=True)])
+    ends = _on(model, [row.ends + [time] * pad for row, pad in zip(rows, left, strict=True)])
+    place = torch.arange(time, device=ends.device)
+    seen = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [B, T, T]
+    mask = torch.zeros(seen.shape, dtype=dtype, device=ends.device).masked_fill_(~seen, -torch.inf)
+    return Tree(depths, mask[:, None], stem)
+
+
+def _on(model: NeoX, values: object) -> Tensor:
+    return torch.as_tensor(values, device=model.embed_in.weight.device)
+
+
+@contextmanager
+def exact_products(dtype: torch.dtype) -> Iterator[None]:
+    """Let oneDNN multiply float32 matrices where it does so exactly, and faster than the default.
+
+    Its setting names bf16, and processors that multiply tiles in it do round: there nothing is
+    changed. What the process had set is set again afterwards.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    try:
+        if dtype is torch.float32 and _is_exact():
+            matmul.fp32_precision = "bf16"
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+@cache
+def _is_exact() -> bool:
+    """Whether the products of a model keep float32's precision by oneDNN, few rows and many."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    generator = torch.Generator().manual_seed(0)
+    try:
+        matmul.fp32_precision = "bf16"
+        return all(
+            _error(
+                torch.randn(rows, depth, generator=generator),
+                torch.randn(depth, 512, generator=generator),
+            )
+            <= EXACT
+            for rows in (1, 16, 256)
+            for depth in (64, 2048)
+        )
+    finally:
+        matmul.fp32_precision = before
+
+
+def _error(x: Tensor, y: Tensor) -> float:
+    exact = x.double() @ y.double()
+    return float((x @ y - exact).norm() / exact.norm())

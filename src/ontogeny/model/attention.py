@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,6 +42,47 @@ def causal_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     else:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Rows whose tokens form trees, parents before children, behind a past that all of them see.
+
+    `depths` [B, T] are places in the text. `mask` [B, 1, T, T] is 0 where a token (row) sees
+    another (column), else minus infinity, in the dtype of the arithmetic. The first `stem` tokens
+    of every row are a chain. `past`: rotated keys and values [1, H, P, D] of the layer, if any.
+    """
+
+    depths: Tensor
+    mask: Tensor
+    stem: int
+    past: tuple[Tensor, Tensor] | None = None
+
+
+def tree_attention(qkv: Tensor, cos: Tensor, sin: Tensor, tree: Tree) -> Tensor:
+    """The attention of a tree's tokens, [B, T, H, D]; the tables are [B, T, R]. No gradient."""
+    time, stem = qkv.shape[1], 0 if tree.past else tree.stem
+    out = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
+    if stem:
+        out[:, :stem] = causal_attention(qkv[:, :stem], cos[0, :stem], sin[0, :stem])
+    if stem == time:
+        return out
+    q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D] each
+    cos, sin = cos[:, None], sin[:, None]
+    q, k = rotate(q[:, :, stem:], cos[:, :, stem:], sin[:, :, stem:]), rotate(k, cos, sin)
+    if tree.past:
+        k, v = (
+            torch.cat((old.expand(len(q), -1, -1, -1), new), 2)
+            for old, new in zip(tree.past, (k, v), strict=True)
+        )
+    past = k.shape[2] - time
+    for start in range(stem, time, BLOCK):
+        stop = min(start + BLOCK, time)
+        scores = q[:, :, start - stem : stop - stem] @ k[:, :, : past + stop].transpose(2, 3)
+        scores.mul_(1 / math.sqrt(q.shape[-1]))[..., past:] += tree.mask[:, :, start:stop, :stop]
+        weights = torch.softmax(scores, dim=-1)
+        out[:, start:stop] = (weights @ v[:, :, : past + stop]).transpose(1, 2)
+    return out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

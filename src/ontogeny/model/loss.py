@@ -49,6 +49,31 @@ def log_likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return result
 
 
+def choices(
+    hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor, *, greedy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of targets [P] after rows [P] of `hidden`: log-likelihoods, and if asked, which are greedy.
+
+    `rows` ascend; logits of a row are computed once. Of equal ones the first is greedy.
+    """
+    matrix = weight.to(hidden.dtype)
+    scores = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    hits = torch.zeros_like(scores, dtype=torch.bool) if greedy else None
+    parts = _parts(hidden, matrix)
+    buffer = hidden.new_empty(parts[0].stop if parts else 0, len(matrix))
+    for part in parts:
+        logits = torch.mm(hidden[part], matrix.T, out=buffer[: part.stop - part.start])
+        start, stop = (int(torch.searchsorted(rows, edge)) for edge in (part.start, part.stop))
+        places, wanted = rows[start:stop] - part.start, targets[start:stop]
+        chosen = logits[places, wanted].float()
+        highest, log_sums = _highest_and_log_sums(logits)
+        scores[start:stop] = chosen - highest[places] - log_sums[places]
+        if hits is not None:
+            likely = (chosen == highest[places]).nonzero().squeeze(1)  # few: the search is slow
+            hits[start + likely] = logits[places[likely]].argmax(dim=1) == wanted[likely]
+    return scores, hits
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Loss and both gradients in one sweep over the tokens."""
 
@@ -147,6 +172,18 @@ def _scores(logits: Tensor, targets: Tensor) -> Tensor:
     result = torch.empty(len(targets), dtype=torch.float32)
     _call("loss_rows", logits, targets.contiguous(), result, *logits.shape)
     return result
+
+
+def _highest_and_log_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest logit of every row, and the log of the sum of e^(logit - highest), float32."""
+    highest = logits.amax(dim=1).float()
+    if _is_for_kernel(logits):
+        first = torch.zeros(len(logits), dtype=torch.int64)
+        return highest, logits[:, 0].float() - highest - _scores(logits, first)
+    log_sums = torch.empty_like(highest)
+    for rows in chunks(len(logits), logits.shape[1] * 4, STRIP_BYTES):
+        log_sums[rows] = -torch.softmax(logits[rows].float(), dim=1).amax(dim=1).log()
+    return highest, log_sums
 
 
 def _is_for_kernel(tensor: Tensor) -> bool:
