@@ -145,7 +145,10 @@ class EvaluationSettings(Settings):
     """What is measured at every checkpoint on the held-out store."""
 
     held_out_tokens: int = Field(default=32768, ge=1)  # at most, shared among the sources
-    last_word_items: int = Field(default=200, ge=0)  # 0: text without sentences
+    last_word_items: int = Field(default=200, ge=0)  # at most, as below; 0: not asked
+    next_sentence_items: int = Field(default=100, ge=0)
+    agreement_items: int = Field(default=100, ge=0)
+    word_order_items: int = Field(default=100, ge=0)
 
 
 class SizeSettings(Settings):
