@@ -1,4 +1,4 @@
-"""The verb that reads what others wrote: `import`."""
+"""The verbs that read what others wrote: `import`, `import-scores`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ontogeny.cli.app import app, out, print_table
+from ontogeny.cli.app import app, err, out, print_table
 from ontogeny.digest import SHORT
 from ontogeny.errors import ConfigError, DataError
 
@@ -65,6 +65,29 @@ def import_(
     dtypes = ", ".join(sorted({tensor["dtype"] for tensor in tensors}))
     out.print(f"read {len(model.inputs)} files: {len(tensors)} tensors, {dtypes}", highlight=False)
     out.print(f"{place}: model {model.digest[:SHORT]}", highlight=False)
+
+
+@app.command("import-scores")
+def import_scores(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Result files of lm-eval, in folders")
+    ],
+    place: Annotated[Path, typer.Option("--out", help="The score store to write")],
+) -> None:
+    """Read published scores of the Pythia suite into the tables that our own are in."""
+    from ontogeny.evaluation import published
+
+    imported = published.import_scores(folder, place)
+    for fault in imported.faults:
+        err.print(str(fault), markup=False, highlight=False)
+    told = (
+        f"{imported.num_files:,} files, {len(imported.faults):,} faults: {imported.num_scores:,} "
+        f"scores of {imported.num_checkpoints:,} checkpoints, {len(imported.members)} members"
+    )
+    out.print(told, highlight=False)
+    out.print(f"{place}: next, ontogeny lint {place} --scores", highlight=False)
+    if imported.faults:
+        raise typer.Exit(1)
 
 
 def _check_options(given: typer.Context, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""The verb that looks at anybody's checkpoints: `lint`."""
+"""The verb that looks at anybody's checkpoints and scores: `lint`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,10 +14,12 @@ import typer
 from rich.progress import track
 
 from ontogeny.cli.app import app, err, out
+from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
     from ontogeny.checkpoints.lint_folders import Finding
     from ontogeny.checkpoints.lint_measure import Linted
+    from ontogeny.evaluation.lint import LintedScores
 
 MAX_STEPS = 8  # named one by one; --json has them all
 WIDTH, MARGIN = 99, " " * 9  # columns of a line, and in front of it
@@ -33,12 +36,23 @@ Apart = Annotated[
 
 @app.command()
 def lint(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of checkpoints: step0, step1, ...")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of checkpoints: step0, step1, ...; or of scores")
+    ],
     same_seed: Together = None,
     other_seed: Apart = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Go by the scores alone")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON")] = False,
 ) -> None:
     """Find checkpoints that are missing, copied, relabelled, damaged or of another run."""
+    if scores:
+        from ontogeny.evaluation.lint import lint_scores
+
+        if same_seed or other_seed:
+            raise ConfigError("--same-seed and --other-seed say nothing about scores")
+        stores = [lint_scores(path) for path in runs]
+        _tell(stores, [finding for store in stores for finding in store.findings], as_json)
+        return
     from ontogeny.checkpoints.lint import lint_run
     from ontogeny.checkpoints.lint_runs import Seeds, lint_together
 
@@ -47,12 +61,18 @@ def lint(
     looked_at = [lint_run(path, bar) for path in runs]
     findings = [finding for run in looked_at for finding in run.findings]
     findings += lint_together(looked_at, seeds)
+    _tell(looked_at, findings, as_json)
+
+
+def _tell(
+    looked_at: Sequence[Linted | LintedScores], findings: list[Finding], as_json: bool
+) -> None:
     (_print_json if as_json else _print_words)(looked_at, findings)
     if any(finding.severity == "alarm" for finding in findings):
         raise typer.Exit(1)
 
 
-def _print_json(runs: list[Linted], findings: list[Finding]) -> None:
+def _print_json(runs: Sequence[Linted | LintedScores], findings: list[Finding]) -> None:
     values = {
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "runs": [
@@ -62,7 +82,7 @@ def _print_json(runs: list[Linted], findings: list[Finding]) -> None:
     out.print(json.dumps(values, indent=1, ensure_ascii=False), markup=False, highlight=False)
 
 
-def _print_words(runs: list[Linted], findings: list[Finding]) -> None:
+def _print_words(runs: Sequence[Linted | LintedScores], findings: list[Finding]) -> None:
     for one in findings:
         _say(f"{one.severity:<9}", f"{one.run}: {_steps(one.steps)}{one.problem}{_tensors(one)}")
         _say(MARGIN, f"likely: {one.cause}" + (f"; try: {one.fix}" if one.fix else ""))

@@ -1,0 +1,320 @@
+"""Published scores: result files of lm-eval, read into the tables that our own scores are in.
+
+Read are the layouts of the Pythia repository's `evals/` (harness of 2022 and 2023: metrics under
+bare names, or a list of prompts beside `table_results`) and today's (`acc,none`, `n-samples`). The
+checkpoint is what the file itself says of the model, and only then what its name says. Metrics have
+today's names (`METRICS`); a task keeps the name it was published under. The files have no items:
+the number of a share's is recovered from its standard error, s**2 = p (1 - p) / (n - 1).
+Assumed: every run of the suite went through the same number of tokens, in steps of one size.
+Not here: any judgement of the scores (`lint.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ontogeny.digest import digest_bytes
+from ontogeny.errors import DataError, EvaluationError
+from ontogeny.intervals import share_interval
+from ontogeny.results import Score
+from ontogeny.scores import Cell, Place, ScoreStore
+from ontogeny.shape import SIZES
+
+UPDATES, TOKENS_PER_UPDATE = 143_000, 1 << 21
+TOKENS = UPDATES * TOKENS_PER_UPDATE  # of every run, whatever its rows per update
+INIT_SEED = 1234  # of every run whose name has none
+# Names by all parameters are today's; the first release went by those outside the embeddings.
+OLD_SIZES = {
+    "19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7b": "2.8b",
+    "6.7b": "6.9b", "13b": "12b",
+}  # fmt: skip
+METRICS = {
+    "ppl": "perplexity", "em": "exact_match", "likelihood_difference": "likelihood_diff",
+}  # fmt: skip
+SHARES = ("acc", "acc_norm", "pct_stereotype", "exact_match")  # of the items
+COUNTS = ("sample_len", "sample_count")  # numbers of a task that are no measures
+# What guessing gives, and always giving the commonest answer where that is known, by task.
+LEVELS: dict[str, tuple[float, float | None]] = {
+    "piqa": (0.5, None), "winogrande": (0.5, None), "wsc": (0.5, 66 / 104),
+    "arc_easy": (0.25, None), "arc_challenge": (0.25, None), "sciq": (0.25, None),
+    "logiqa": (0.25, None), "hendrycksTest": (0.25, None), "crows_pairs": (0.5, None),
+}  # fmt: skip
+# The words of a model's name: what tells members apart, numbers, and what tells nothing.
+MARKS = ("deduped", "long", "intervention", "baseline", "bf16", "v0")
+NUMBER = re.compile(
+    r"(?P<size>[\d.]+[mb])|(?P<batch>0\.25|0\.5|1)mtokbs|seed(?P<seed>\d{1,9})|pythia|v1(\.\d)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """What one file says: a checkpoint, and of each task value and standard error by metric."""
+
+    path: Path
+    digest: str
+    place: Place
+    results: Mapping[str, Mapping[str, tuple[float, float]]]
+    shots: Mapping[str, int]
+    harness: Mapping[str, str]
+    num_items: Mapping[str, int]
+
+    def cell(self, task: str) -> Cell:
+        return Cell(task, self.shots[task], "", "", "", self.digest, "", self.harness[task])
+
+    def scores(self, task: str, num_items: int) -> list[Score]:
+        """The rows of a task of so many items, 0 where that is not known."""
+        place, rows = self.place, []
+        chance, majority = _levels(task)
+        for metric, (value, error) in self.results[task].items():
+            is_share = metric in SHARES
+            low, high = value - 1.96 * error, value + 1.96 * error
+            if is_share:
+                low, high = max(low, 0.0), min(high, 1.0)
+                if num_items:
+                    low, high = share_interval(value, num_items)
+            row = Score(place.member, place.step, place.tokens, task, metric, value, low, high,
+                        num_items, self.shots[task], chance if is_share else None,
+                        majority if is_share else None)  # fmt: skip
+            rows.append(row)
+        return rows
+
+
+@dataclass(slots=True)
+class Imported:
+    """What was read, and what could not be."""
+
+    num_files: int
+    members: set[str] = field(default_factory=set)
+    num_checkpoints: int = 0
+    num_scores: int = 0
+    faults: list[EvaluationError] = field(default_factory=list)
+
+
+def import_scores(folder: Path, place: Path) -> Imported:
+    """Read every result file below `folder` into a score store at `place`, whole or not at all.
+
+    What cannot be read is in the faults. Raises EvaluationError where nothing can be, DataError if
+    `place` is there.
+    """
+    paths = sorted(folder.rglob("*.json"))
+    if not paths:
+        raise EvaluationError("no result files", where=folder, expected="*.json written by lm-eval")
+    if place.exists():
+        raise DataError("already exists", where=place, fix="choose another place with --out")
+    imported, files = Imported(len(paths)), defaultdict[tuple[str, int], list[ResultFile]](list)
+    for path in paths:
+        try:
+            file = read_result_file(path)
+            group = files[file.place.member, file.place.step]
+            if group and group[0].place != file.place:
+                raise EvaluationError("other tokens by that step", where=path, found=group[0].path)
+            group.append(file)
+        except EvaluationError as error:
+            imported.faults.append(error)
+    if not files:
+        raise EvaluationError(
+            f"none of {len(paths)} files can be read", where=folder, found=imported.faults[0]
+        )
+    aside = ScoreStore(place.with_name(f".{place.name}.new"))
+    shutil.rmtree(aside.folder, ignore_errors=True)  # of an import that was killed
+    sizes = _sizes(file for group in files.values() for file in group)
+    with aside.locked():
+        for group in files.values():
+            _add(aside, group, sizes, imported)
+    aside.folder.rename(place)
+    return imported
+
+
+def _add(
+    store: ScoreStore, group: list[ResultFile], sizes: Mapping[str, int], imported: Imported
+) -> None:
+    """Add all that is said of one checkpoint, but what two files say differently."""
+    taken: dict[tuple[str, int], tuple[ResultFile, list[Score]]] = {}
+    disputed = set()
+    for file in group:
+        rows = {
+            (task, file.shots[task]): file.scores(task, file.num_items[task] or sizes.get(task, 0))
+            for task in file.results
+        }
+        known = [key for key in rows if key in taken]
+        differing = [key for key in known if taken[key][1] != rows[key]]
+        if differing:
+            disputed.update(differing)
+            imported.faults.append(
+                EvaluationError(
+                    f"says otherwise of {len(differing)} tasks than {taken[differing[0]][0].path}",
+                    where=file.path, found=f"{differing[0][0]}, ..., of which neither is taken",
+                    fix="keep one of the two files",
+                )
+            )  # fmt: skip
+        taken |= {key: (file, rows[key]) for key in rows if key not in taken}
+    kept = {key: said for key, said in taken.items() if key not in disputed}
+    scores = [row for _, rows in kept.values() for row in rows]
+    cells = [file.cell(task) for (task, _), (file, _) in kept.items()]
+    store.add(group[0].place, cells, scores, [], {})
+    imported.members.add(group[0].place.member)
+    imported.num_checkpoints += 1
+    imported.num_scores += len(scores)
+
+
+def read_result_file(path: Path) -> ResultFile:
+    """What a result file says. Raises EvaluationError where it is none, or names no checkpoint."""
+    try:
+        content = path.read_bytes()
+        data = json.loads(content, parse_int=float)
+    except (OSError, ValueError, RecursionError) as error:
+        raise EvaluationError("cannot be read", where=path, found=error) from error
+    found = _mapping(data).get("table_results") or _mapping(data).get("results")
+    results = {task: _measures(values) for task, values in _mapping(found).items()}
+    results = {task: values for task, values in results.items() if values}
+    if not results:
+        raise EvaluationError("holds no scores", where=path, expected="results of lm-eval")
+    names = {*results, *(metric for values in results.values() for metric in values)}
+    if not all(name.isprintable() and "/" not in name for name in names):
+        raise EvaluationError("names of tasks or metrics that cannot be such", where=path)
+    try:
+        place = _place(path, data)
+    except EvaluationError as error:
+        raise EvaluationError(error.problem, where=path) from error
+    told, counted = _mapping(data.get("n-shot")), _mapping(data.get("n-samples"))
+    shots = _whole(_mapping(data.get("config")).get("num_fewshot")) or 0
+    versions = _mapping(data.get("versions"))
+    harness = f"lm-eval {_version(data.get('lm_eval_version'))}".removesuffix(" unknown")
+    return ResultFile(
+        path, digest_bytes(content), place, results,
+        {task: _whole(told[task]) or 0 if task in told else shots for task in results},
+        {task: f"{harness}, task version {_version(versions.get(task))}" for task in results},
+        {task: _whole(_mapping(counted.get(task)).get("effective")) or _recovered(results[task])
+         for task in results},
+    )  # fmt: skip
+
+
+def member_place(name: str, step: int | None, num_updates: int | None = None) -> Place:
+    """The checkpoint of a model of the suite, by any name it went by; no step: the last one.
+
+    `num_updates` is of the whole run, where its settings say it.
+    """
+    words = ["deduped" if word == "dedup" else word for word in re.split("[-_]", name.lower())]
+    numbers: dict[str, str] = {}
+    for word in {*words} - {*MARKS}:
+        match = NUMBER.fullmatch(word)
+        if match is None:
+            raise EvaluationError("not a name of the Pythia suite", found=f"{name!r} ({word!r})")
+        numbers |= {key: value for key, value in match.groupdict().items() if value}
+    size = OLD_SIZES.get(numbers.get("size", ""), numbers.get("size"))
+    if size not in SIZES:
+        raise EvaluationError("a name without a size of the Pythia suite", found=repr(name))
+    batch, seed = numbers.get("batch"), numbers.get("seed")
+    num_updates = num_updates or round(UPDATES * 2 / float(batch or 2))
+    tokens_per_update, rest = divmod(TOKENS, num_updates)
+    if rest:
+        raise EvaluationError("a run of the suite has another number of updates", found=num_updates)
+    marks = [mark for mark in MARKS if mark in words]
+    marks += [f"seed{seed}"] if seed else []
+    marks += [f"{batch}MtokBS"] if batch else []
+    changed = [mark for mark in ("long", "intervention") if mark in words]
+    step = num_updates if step is None else step
+    if step > num_updates:
+        raise EvaluationError("a step after the run's last", expected=num_updates, found=step)
+    return Place(
+        member="-".join([size, *marks]),
+        step=step,
+        tokens=step * tokens_per_update,
+        size=size,
+        num_parameters=SIZES[size].published_non_embedding,
+        corpus="-".join(["deduped" if "deduped" in words else "standard", *changed]),
+        init_seed=int(seed or INIT_SEED),
+    )
+
+
+def _place(path: Path, data: Mapping[str, Any]) -> Place:
+    """The checkpoint that a file is about: as its settings have it, else as it is called."""
+    arguments = _mapping(data.get("config")).get("model_args", data.get("model_args"))
+    if isinstance(arguments, str):
+        arguments = dict(pair.partition("=")[::2] for pair in arguments.split(","))
+    arguments = _mapping(arguments)
+    name, called = "", re.search(r"[-_]step(\d+)", path.stem)
+    step, num_updates = _whole(arguments.get("iteration")), _whole(arguments.get("train_iters"))
+    if isinstance(arguments.get("pretrained"), str):
+        name = arguments["pretrained"].rstrip("/").rpartition("/")[2]
+        revision = str(arguments.get("revision", "main"))
+        match = re.fullmatch(r"step(\d{1,9})", revision)
+        if match is None and revision != "main":
+            raise EvaluationError("a revision that is no step", found=revision)
+        step = int(match[1]) if match else None
+    elif called:  # the harness in GPT-NeoX, asked for the first release
+        name = path.stem[: called.start()] + "-v0"
+    elif step is not None:
+        name = str(arguments.get("load", "")).rpartition("/")[2]
+        name = name or re.sub(r"_\d+$", "", path.stem.removeprefix("eval_results_"))
+    if not name:
+        raise EvaluationError("does not say which checkpoint was asked", expected="model_args")
+    if called and step is not None and step != int(called[1]):
+        raise EvaluationError(f"called step {called[1]}", found=f"step {step} inside")
+    marks = ["baseline"] if path.stem.startswith("baseline-") else []
+    marks += ["intervention"] if path.parent.parent.name.startswith("intervene_") else []
+    return member_place("-".join([name, *marks]), step, num_updates)
+
+
+def _measures(values: object) -> dict[str, tuple[float, float]]:
+    """Value and standard error (NaN where there is none) of each metric, under today's names."""
+    numbers = {key: value for key, value in _mapping(values).items() if isinstance(value, float)}
+    found = {}
+    for key, value in numbers.items():
+        metric, _, filtered = key.partition(",")
+        if metric in COUNTS or metric.endswith("_stderr"):
+            continue
+        after = f",{filtered}" if filtered else ""
+        name = METRICS.get(metric, metric) + after.removesuffix(",none")
+        found[name] = value, numbers.get(f"{metric}_stderr{after}", math.nan)
+    return found
+
+
+def _recovered(measures: Mapping[str, tuple[float, float]]) -> int:
+    """The number of items that a share and its standard error come from; 0: they do not say."""
+    for share, error in (measures[metric] for metric in SHARES if metric in measures):
+        if 0 < share < 1 and 1e-6 < error < 1:
+            n = share * (1 - share) / error**2 + 1
+            if max(abs(n - round(n)), abs(share * n - round(share * n))) < 1e-6 * n:
+                return round(n)
+    return 0
+
+
+def _sizes(files: Iterable[ResultFile]) -> dict[str, int]:
+    """The number of items of each task on which all files that tell it agree."""
+    found = defaultdict[str, set[int]](set)
+    for file in files:
+        for task, n in file.num_items.items():
+            found[task] |= {n} - {0}
+    return {task: next(iter(numbers)) for task, numbers in found.items() if len(numbers) == 1}
+
+
+def _levels(task: str) -> tuple[float | None, float | None]:
+    """Chance and majority of a task, or of the group it is in."""
+    known = (name for name in LEVELS if task == name or task.startswith((f"{name}-", f"{name}_")))
+    return LEVELS.get(next(known, ""), (None, None))
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of the file, which all were read as floats; None: it is none."""
+    return (
+        int(value) if isinstance(value, float) and value.is_integer() and 0 <= value < 1e9 else None
+    )
+
+
+def _version(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) and value.isprintable() else "unknown"
