@@ -65,6 +65,8 @@ def build_pack(
     """
     questions = _questions(store, vocabulary, context_length, settings)
     missing = [name for name, asked in questions.items() if not asked]
+    if HELD_OUT in missing:
+        raise EvaluationError("the held-out store has no text", where=store.artifact.path)
     if missing:
         settings_off = " ".join(f"--set evaluation.{_setting(name)}=0" for name in missing)
         raise EvaluationError(
@@ -89,31 +91,30 @@ def build_pack(
 
 def open_task(folder: Path, name: str) -> PackTask:
     """A task of a pack. Raises EvaluationError where the pack has none of that name."""
-    pack = open_artifact(folder, KIND)
-    if name not in pack.facts:
+    pack, file = open_artifact(folder, KIND), _file(name)
+    if name not in pack.facts or file not in pack.files:
         raise EvaluationError(
             f"the pack has no task {name!r}",
             where=folder,
-            expected=f"one of {', '.join(task for task in TASKS if task in pack.facts)}",
+            expected=f"one of {', '.join(pack.facts)}",
             fix=f"--set evaluation.{_setting(name)}=100" if name in TASKS else None,
         )
-    try:
-        fault = file_fault(pack, _file(name))
-        lines = [] if fault else (folder / _file(name)).read_text(encoding="utf-8").splitlines()
-        questions = tuple(map(_question, lines))
-        facts, data = pack.facts[name], pack.files[_file(name)]["sha256"]
-        levels = facts["chance"], facts["majority"]
-        spec = Spec(name, 0, facts["digest"], data, pack.config["rules"], *levels, differs="")
-        task = PackTask(spec, questions, pack.config["context_length"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(
-            f"unreadable task {name} ({type(error).__name__}: {error})",
-            where=folder,
-            fix=f"remove {folder} and make it again",
-        ) from error
+    fault = file_fault(pack, file)
     if fault is not None:
         raise DataError(fault.problem, where=fault.place, fix=fault.fix)
-    return task
+    try:
+        facts, config = pack.facts[name], pack.config
+        levels = facts["chance"], facts["majority"]
+        data = pack.files[file]["sha256"]
+        spec = Spec(name, 0, facts["digest"], data, config["rules"], *levels, differs="")
+        lines = (folder / file).read_bytes().splitlines()
+        return PackTask(spec, tuple(map(_question, lines)), config["context_length"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"not a task of this version ({type(error).__name__}: {error})",
+            where=folder / file,
+            fix=f"remove {folder} and make it again",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,13 @@ def _questions(
     """The questions of every task that is wanted, in their order."""
 
     def fits(question: Question) -> bool:
-        context = vocabulary.encode(question.context)
-        options = [vocabulary.encode(option) for option in question.options]
-        return all(
-            len(context + ids) <= context_length
-            and vocabulary.encode(question.context + option) == context + ids
-            for ids, option in zip(options, question.options, strict=True)
-        )
+        """Whether every option fits the model and is tokens of its own after the context."""
+        for option in question.options:
+            (first, *more) = _read(vocabulary, question.context, option, context_length)
+            joined = list(first.target) != vocabulary.encode(option)
+            if more or joined or first.num_inputs > context_length:
+                return False
+        return True
 
     share = settings.held_out_tokens // max(1, len(store.source_names))
     read = _read_documents(store, vocabulary, max(share, READ_TOKENS))
@@ -233,7 +234,9 @@ def _read_documents(
         source, size = store.source_names[int(store.sources[number])], int(store.sizes[number])
         if used[source] and used[source] + size > num_tokens:
             continue
-        text = vocabulary.decode([id_ for id_ in store.tokens(number) if id_ != vocabulary.eod])
+        text = vocabulary.decode(
+            [id_ for id_ in store.tokens(number).tolist() if id_ != vocabulary.eod]
+        )
         if text:
             used[source] += size
             chosen.append(Question(store.document_id(number), source, "", (text,)))
@@ -256,16 +259,9 @@ def _majority(questions: Sequence[Question]) -> float:
     return max(answers.values()) / len(questions)
 
 
-def _question(line: str) -> Question:
-    """A question as its line tells it. Raises ValueError, KeyError or TypeError for any other."""
+def _question(line: bytes) -> Question:
     told = json.loads(line)
-    texts = [told[name] for name in ("id", "source", "context")]
-    options, gold = tuple(told["options"]), told["gold"]
-    if not all(isinstance(text, str) for text in (*texts, *options)) or gold not in range(
-        len(options)
-    ):
-        raise ValueError(f"no question: {line[:80]}")
-    return Question(**told | {"options": options})
+    return Question(**told | {"options": tuple(told["options"])})
 
 
 def _file(name: str) -> str:
