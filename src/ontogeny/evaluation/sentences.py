@@ -38,11 +38,10 @@ SMALL_WORD = re.compile(r"[a-z]+")
 FORMS = {"is": "are", "was": "were", "has": "have", "does": "do"}
 OTHER_FORM = FORMS | {plural: singular for singular, plural in FORMS.items()}
 # What a verb's number does not follow: `you` is one or many, the others ask for an infinitive.
-NO_SUBJECT = frozenset(
-    ("you", "to", "not", "will", "shall", "would", "should", "may", "might", "must", "can", "could")
-)
+MODALS = ("will", "shall", "would", "should", "may", "might", "must", "can", "could")
+NO_SUBJECT = frozenset(("you", "to", "not", *MODALS, "do", "does", "did"))
 # `were` may be as right as `was` after these, and as an author's own subjunctive after those below.
-CONDITIONAL = re.compile(r"\b(?:if|though|unless|whether|lest|wish|suppose|were)\b", re.IGNORECASE)
+CONDITIONAL = re.compile(r"\b(?:if|though|unless|whether|lest|wish|suppose)\b", re.IGNORECASE)
 SINGULAR = frozenset(("i", "he", "she", "it"))
 
 
