@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.tries import Row, batches, lay_out
-from ontogeny.model.attention import Tree
+from ontogeny.model.attention import Trees
 from ontogeny.model.loss import choices
 from ontogeny.model.neox import NeoX
 from ontogeny.tokens.vocabulary import Vocabulary
@@ -162,44 +162,42 @@ def _score(
     greedy: bool,
 ) -> None:
     """Read a batch of rows and score their targets."""
-    time = len(rows[0].tokens)
-    tokens = _on(model, [[*row.tokens, *[PADDING] * (time - len(row.tokens))] for row in rows])
-    stem = min(row.stem if row.stem < len(row.tokens) else time for row in rows)
-    if past[0] is None and stem == time:
-        hidden = model.hidden(tokens, dtype)
-    else:
-        tree = _tree(model, rows, stem, dtype)
-        trees = [replace(tree, past=one) for one in past]
-        hidden = model.hidden_of_trees(tokens, dtype, trees)
-    scored = np.array(
-        [
-            (number, place + offset * time, target)
-            for offset, row in enumerate(rows)
-            for number, place, target in row.scored
-        ]
+    trees = _trees(model, rows, dtype)
+    tokens = _on(model, np.concatenate([row.tokens for row in rows]))
+    hidden = model.hidden_of_trees(tokens, dtype, [replace(trees, past=one) for one in past])
+    starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
+    scored = np.concatenate(
+        [row.scored + np.array([0, start, 0]) for row, start in zip(rows, starts, strict=True)]
     )
     scored = scored[np.argsort(scored[:, 1], kind="stable")]
-    places, rows_of = np.unique(scored[:, 1], return_inverse=True)
+    places, numbers = np.unique(scored[:, 1], return_inverse=True)
     scores, hits = choices(
-        hidden.flatten(0, 1)[_on(model, places)],
+        hidden[_on(model, places)],
         model.embed_out.weight,
-        _on(model, rows_of),
+        _on(model, numbers),
         _on(model, scored[:, 2]),
         greedy=greedy,
     )
     tally.add(scored[:, 0], scores, hits)
 
 
-def _tree(model: NeoX, rows: Sequence[Row], stem: int, dtype: torch.dtype) -> Tree:
-    """Who sees whom in padded rows; padding is a chain of its own."""
-    time = len(rows[0].tokens)
-    left = [time - len(row.tokens) for row in rows]
-    depths = _on(model, [row.depths + [0] * pad for row, pad in zip(rows, left, strict=True)])
-    ends = _on(model, [row.ends + [time] * pad for row, pad in zip(rows, left, strict=True)])
-    place = torch.arange(time, device=ends.device)
-    seen = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [B, T, T]
-    mask = torch.zeros(seen.shape, dtype=dtype, device=ends.device).masked_fill_(~seen, -torch.inf)
-    return Tree(depths, mask[:, None], stem)
+def _trees(model: NeoX, rows: Sequence[Row], dtype: torch.dtype) -> Trees:
+    """Where the tokens of rows are and what they see; what pads a row is a chain of its own."""
+    lengths = np.array([len(row.tokens) for row in rows])
+    time = int(lengths.max())
+    shape, place = (len(rows), time), np.arange(time)
+    is_token = place < lengths[:, None]
+    spread, depths, ends = np.zeros(shape, int), np.zeros(shape, int), np.full(shape, time)
+    spread[is_token] = np.arange(lengths.sum())
+    depths[is_token] = np.concatenate([row.depths for row in rows])
+    ends[is_token] = np.concatenate([row.ends for row in rows])
+    sees = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [B, T, T]
+    mask = torch.zeros((len(rows), 1, time, time), dtype=dtype)
+    mask.masked_fill_(torch.from_numpy(~sees[:, None]), -torch.inf)
+    stem = min(row.stem if row.stem < len(row.tokens) else time for row in rows)
+    kept = np.flatnonzero(is_token)
+    on = partial(_on, model)
+    return Trees(on(spread), on(kept), on(depths), on(mask), stem)
 
 
 def _on(model: NeoX, values: object) -> Tensor:

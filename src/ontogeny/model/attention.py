@@ -45,44 +45,51 @@ def causal_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
-    """Rows whose tokens form trees, parents before children, behind a past that all of them see.
+class Trees:
+    """Rows of tokens that form trees, parents before children, behind a past that all of them see.
 
-    `depths` [B, T] are places in the text. `mask` [B, 1, T, T] is 0 where a token (row) sees
-    another (column), else minus infinity, in the dtype of the arithmetic. The first `stem` tokens
-    of every row are a chain. `past`: rotated keys and values [1, H, P, D] of the layer, if any.
+    The N tokens lie one row after another; `spread` [B, T] has the number of each, and any number
+    behind the end of a row, `kept` [N] their places in that. `depths` [B, T] are places in the
+    text. `mask` [B, 1, T, T] is 0 where a token (row) sees another (column), else minus infinity,
+    in the dtype of the arithmetic. The first `stem` tokens of every row are a chain. `past`:
+    rotated keys and values [1, H, P, D] of the layer, if any.
     """
 
+    spread: Tensor
+    kept: Tensor
     depths: Tensor
     mask: Tensor
     stem: int
     past: tuple[Tensor, Tensor] | None = None
 
 
-def tree_attention(qkv: Tensor, cos: Tensor, sin: Tensor, tree: Tree) -> Tensor:
-    """The attention of a tree's tokens, [B, T, H, D]; the tables are [B, T, R]. No gradient."""
-    time, stem = qkv.shape[1], 0 if tree.past else tree.stem
+def tree_attention(packed: Tensor, cos: Tensor, sin: Tensor, trees: Trees) -> Tensor:
+    """What tokens [N, H, 3D] see, [N, H, D]; the tables are [B, T, R]. No gradient."""
+    qkv = packed[trees.spread]  # [B, T, H, 3D]
+    time, stem = qkv.shape[1], 0 if trees.past else trees.stem
     out = qkv.new_empty(*qkv.shape[:-1], qkv.shape[-1] // 3)
     if stem:
         out[:, :stem] = causal_attention(qkv[:, :stem], cos[0, :stem], sin[0, :stem])
-    if stem == time:
-        return out
+    if stem < time:
+        _attend_in_branches(qkv, cos[:, None], sin[:, None], trees, out)
+    return out.flatten(0, 1)[trees.kept]
+
+
+def _attend_in_branches(qkv: Tensor, cos: Tensor, sin: Tensor, trees: Trees, out: Tensor) -> None:
+    """Fill in what the tokens behind the stem see, or all of them where there is a past."""
+    time, start = qkv.shape[1], 0 if trees.past else trees.stem
     q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D] each
-    cos, sin = cos[:, None], sin[:, None]
-    q, k = rotate(q[:, :, stem:], cos[:, :, stem:], sin[:, :, stem:]), rotate(k, cos, sin)
-    if tree.past:
-        k, v = (
-            torch.cat((old.expand(len(q), -1, -1, -1), new), 2)
-            for old, new in zip(tree.past, (k, v), strict=True)
-        )
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    if trees.past:
+        old_k, old_v = (part.expand(len(q), -1, -1, -1) for part in trees.past)
+        k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
     past = k.shape[2] - time
-    for start in range(stem, time, BLOCK):
-        stop = min(start + BLOCK, time)
-        scores = q[:, :, start - stem : stop - stem] @ k[:, :, : past + stop].transpose(2, 3)
-        scores.mul_(1 / math.sqrt(q.shape[-1]))[..., past:] += tree.mask[:, :, start:stop, :stop]
+    for first in range(start, time, BLOCK):
+        rows, seen = slice(first, min(first + BLOCK, time)), min(first + BLOCK, time)
+        scores = q[:, :, rows] @ k[:, :, : past + seen].transpose(2, 3)
+        scores.mul_(1 / math.sqrt(q.shape[-1]))[..., past:] += trees.mask[:, :, rows, :seen]
         weights = torch.softmax(scores, dim=-1)
-        out[:, start:stop] = (weights @ v[:, :, : past + stop]).transpose(1, 2)
-    return out
+        out[:, rows] = (weights @ v[:, :, : past + seen]).transpose(1, 2)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ontogeny.model.attention import Tree, causal_attention, rotate, tree_attention
+from ontogeny.model.attention import Trees, causal_attention, rotate, tree_attention
 from ontogeny.shape import Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # to train in
@@ -57,11 +57,11 @@ class Attention(nn.Module):
         self.query_key_value = Linear(shape.hidden_size, 3 * shape.hidden_size)
         self.dense = Linear(shape.hidden_size, shape.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, tree: Tree | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, trees: Trees | None = None) -> Tensor:
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_size))  # [B, T, H, 3D]
-        if tree is None:
-            return self.dense(causal_attention(qkv, cos, sin).flatten(2))
-        return self.dense(tree_attention(qkv, cos, sin, tree).flatten(2))
+        if trees is not None:
+            return self.dense(tree_attention(qkv, cos, sin, trees).flatten(1))
+        return self.dense(causal_attention(qkv, cos, sin).flatten(2))
 
     def past(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotated keys, and values, [B, H, T, D] each: all that later tokens need of x."""
@@ -95,8 +95,8 @@ class Block(nn.Module):
         self.attention = Attention(shape)
         self.mlp = MLP(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, tree: Tree | None = None) -> Tensor:
-        attention = self.attention(self.input_layernorm(x), cos, sin, tree)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, trees: Trees | None = None) -> Tensor:
+        attention = self.attention(self.input_layernorm(x), cos, sin, trees)
         return x + (attention + self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -123,18 +123,20 @@ class NeoX(nn.Module):
             x = layer(x, cos, sin)
         return self.final_layer_norm(x)
 
-    def hidden_of_trees(self, tokens: Tensor, dtype: torch.dtype, trees: Sequence[Tree]) -> Tensor:
-        """The same for rows that are trees, given for every layer (`Tree`). No gradient."""
-        depths = trees[0].depths
+    def hidden_of_trees(
+        self, tokens: Tensor, dtype: torch.dtype, layers: Sequence[Trees]
+    ) -> Tensor:
+        """The same [N, W] of tokens [N] in rows that are trees, told to each layer. No gradient."""
+        depths = layers[0].depths
         tables = rotary_tables(self.shape, int(depths.max()) + 1, dtype, tokens.device)
         cos, sin = (table[depths] for table in tables)  # [B, T, R]
         x = self.embed_in(tokens).to(dtype)
-        for layer, tree in zip(self.layers, trees, strict=True):
-            x = layer(x, cos, sin, tree)
+        for layer, trees in zip(self.layers, layers, strict=True):
+            x = layer(x, cos, sin, trees)
         return self.final_layer_norm(x)
 
     def past(self, tokens: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """What later tokens need of these [B, T], for every layer (`Tree.past`). No gradient."""
+        """What later tokens need of these [B, T], for every layer (`Trees.past`). No gradient."""
         cos, sin = rotary_tables(self.shape, tokens.shape[1], dtype, tokens.device)
         x = self.embed_in(tokens).to(dtype)
         found = []
