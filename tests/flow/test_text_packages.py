@@ -183,7 +183,7 @@ def test_without_network_the_way_out_is_named(
     message = fault(FILE, tmp_path)
     assert f"cannot download {NAME} of Some_Text 1.0" in message
     assert "Connection refused" in message
-    assert "try: ontogeny demo --prefetch on a machine with network" in message
+    assert "try: the same command on a machine with network" in message
 
 
 def test_an_index_without_the_file(index: Server, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ontogeny.errors import EvaluationError
+from ontogeny.evaluation.pack import TASKS, open_task
 from ontogeny.evaluation.tasks import Task
 
 
@@ -44,9 +47,6 @@ def resolve(
     Those that take no worked examples are asked without, once. Raises EvaluationError for a name
     that nobody knows, giving the nearest, and for such a task where 0 is not among `shots`.
     """
-    from ontogeny.evaluation.harness import expand
-    from ontogeny.evaluation.pack import TASKS
-
     for number in shots:
         if number < 0:
             raise EvaluationError(
@@ -57,10 +57,7 @@ def resolve(
             )
     found: dict[TaskRef, None] = {}
     for name in names:
-        if name in TASKS:
-            members = {name: False}
-        else:
-            members = expand(name, TASKS)
+        members = {name: False} if name in TASKS else _harness().expand(name, TASKS)
         for member, takes_shots in members.items():
             for number in shots if takes_shots else _none_of(shots, member):
                 found[TaskRef(member, number, pack, tuple(data), limit)] = None
@@ -85,11 +82,8 @@ def load_task(ref: TaskRef) -> Task:
 
     Raises EvaluationError for data that is missing, of other bytes than known, or no such items.
     """
-    from ontogeny.evaluation.harness import load_harness_task
-    from ontogeny.evaluation.pack import TASKS, open_task
-
     if ref.name not in TASKS:
-        return load_harness_task(ref.name, ref.shots, ref.data, ref.limit)
+        return _harness().load_harness_task(ref.name, ref.shots, ref.data, ref.limit)
     if ref.pack is None:
         raise EvaluationError(
             "this task is made from a suite's held-out text, and none is given",
@@ -97,3 +91,16 @@ def load_task(ref: TaskRef) -> Task:
             fix="ontogeny evaluate SUITE, or name tasks of the harness",
         )
     return open_task(ref.pack, ref.name)
+
+
+def _harness() -> ModuleType:
+    """The harness's tasks, which are a matter of seconds to import and an extra to install."""
+    try:
+        return import_module("ontogeny.evaluation.benchmarks")
+    except ModuleNotFoundError as error:
+        if error.name in ("lm_eval", "datasets"):
+            raise EvaluationError(
+                "benchmark tasks need lm-eval, which is not installed",
+                fix='pip install "ontogeny[eval]"',
+            ) from error
+        raise

@@ -1,0 +1,104 @@
+"""Benchmark rows as their sources lay them out, turned into the columns the harness's prompts name.
+
+Which layout a file has stands in `packs.toml`. Not here: reading files (`packs.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import takewhile
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Layout = Literal["super_glue_wsc", "winograd_pairs", "arc_queries", "arc_requests", "logiqa"]
+
+QUESTION, ANSWER = "Question: ", "\nAnswer:"
+LETTERS = "ABCDEFGH"
+
+
+def super_glue_wsc(rows: list[Row]) -> list[Row]:
+    """Spans out of their own table, and the label as a number."""
+    return [
+        {"text": row["text"], "idx": row["idx"], "label": int(row["label"]), **row["target"]}
+        for row in rows
+    ]
+
+
+def winograd_pairs(rows: list[Row]) -> list[Row]:
+    """Texts with a pronoun again, of pairs that have its two readings filled in.
+
+    The pronoun itself is lost; it is in no prompt. The readings differ from some word on.
+    """
+    found = []
+    for row in rows:
+        first, second = row["context_options"]
+        words = zip(first.split(" "), second.split(" "), strict=False)
+        begin = sum(len(one) + 1 for one, _ in takewhile(lambda pair: pair[0] == pair[1], words))
+        found.append(
+            {
+                "text": f"{first[:begin]}they {row['continuation']}",
+                "pronoun": "they",
+                "pronoun_loc": begin,
+                "options": [first[begin:], second[begin:]],
+                "label": row["gold"],
+            }
+        )
+    return found
+
+
+def arc_queries(rows: list[Row]) -> list[Row]:
+    """Questions out of their prompts, with lettered choices."""
+    found = []
+    for row in rows:
+        letters = list(LETTERS[: len(row["choices"])])
+        found.append(
+            {
+                "id": row["id"],
+                "question": row["query"].removeprefix(QUESTION).removesuffix(ANSWER),
+                "choices": {"text": row["choices"], "label": letters},
+                "answerKey": letters[row["gold"]],
+            }
+        )
+    return found
+
+
+def arc_requests(rows: list[Row]) -> list[Row]:
+    """The questions behind requests, of which every choice has several."""
+    return arc_queries(list({row["doc"]["id"]: row["doc"] for row in rows}.values()))
+
+
+def logiqa(rows: list[Row]) -> list[Row]:
+    """Paragraphs of seven lines: the answer's letter, passage, question and four options.
+
+    As the harness's own copy was made: options stand in the order of the lines, which is not that
+    of their letters everywhere, and every stop is followed by a space.
+    Source: lm-evaluation-harness 0.3, lm_eval/datasets/logiqa/logiqa.py.
+    """
+    lines = [row["line"] for row in rows if row["line"]]
+    found: list[Row] = []
+    for begin in range(0, len(lines), 7):
+        label, passage, question, *options = lines[begin : begin + 7]
+        if len(options) != 4:
+            raise ValueError(f"item {len(found)} has {len(options)} options")
+        found.append(
+            {
+                "label": label.strip(),
+                "context": _spaced(passage),
+                "question": _spaced(question),
+                "options": [_spaced(option[2:]) for option in options],
+            }
+        )
+    return found
+
+
+def _spaced(text: str) -> str:
+    return text.replace(".", ". ").strip()
+
+
+LAYOUTS: Mapping[Layout, Callable[[list[Row]], list[Row]]] = {
+    "super_glue_wsc": super_glue_wsc,
+    "winograd_pairs": winograd_pairs,
+    "arc_queries": arc_queries,
+    "arc_requests": arc_requests,
+    "logiqa": logiqa,
+}
