@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,14 +79,17 @@ def told_from(low: float, high: float, level: float) -> bool:
 
 
 def majority_share(golds: Sequence[int | None]) -> float | None:
-    """What always giving the commonest right answer scores; None where an item has none."""
-    if not golds or None in golds:
+    """What always giving the commonest right answer scores.
+
+    None where items have no right answer, or all the same one: its place is then a convention, such
+    as the good sentence before the bad, which no answer could go by.
+    """
+    if None in golds or len(set(golds)) < 2:
         return None
     return max(Counter(golds).values()) / len(golds)
 
 
-@dataclass(frozen=True, slots=True)
-class SeedBand:
+class SeedBand(NamedTuple):
     """Runs that differ in their seed alone: their mean, extremes, and the interval of the mean."""
 
     num_seeds: int
@@ -110,8 +113,7 @@ def seed_band(values: np.ndarray) -> SeedBand | None:
     return SeedBand(n, mean, float(values.min()), float(values.max()), mean - half, mean + half)
 
 
-@dataclass(frozen=True, slots=True)
-class Emergence:
+class Emergence(NamedTuple):
     """The place of the checkpoint from which on a score stays above a level, and its interval.
 
     `last` is None where the interval has no end: it may come later than all that was measured.
@@ -126,9 +128,9 @@ def emergence(values: np.ndarray, level: float) -> Emergence | None:
     """When a score emerges, of what each item gave at each checkpoint [checkpoints, n].
 
     At the first checkpoint from which on the low end of its interval is always above `level`; None
-    where the last one's is not, or of a single item. Its own interval is over resamples of the
-    items, the same at all checkpoints, in each of which the ends lie as far below the means as they
-    do in the sample.
+    where the last one's is not, or of a single item. The interval is of where as many other items
+    would put it: in each resample of the items, the same at all checkpoints, the ends lie as far
+    below the means as they do in the sample.
     """
     if values.shape[1] < 2:
         return None
@@ -142,7 +144,7 @@ def emergence(values: np.ndarray, level: float) -> Emergence | None:
     below = values.mean(axis=1) - lows
     places = stays_above(means - below[:, None], level)
     first, last = np.percentile(places, TAILS, method="inverted_cdf").astype(int).tolist()
-    return Emergence(place, first, None if last == len(values) else last)
+    return Emergence(place, min(first, place), None if last == len(values) else max(last, place))
 
 
 def stays_above(lows: np.ndarray, level: float) -> np.ndarray:

@@ -21,6 +21,7 @@ from ontogeny.cli import (
     look,
     plan,
     replay,
+    scores,
     seen,
     train,
     trust,
@@ -29,7 +30,7 @@ from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError, Stopped
 
 # Importing a file adds its verbs to the app.
-VERBS = (batch, branch, grow, imports, lint, look, plan, replay, seen, train, trust)
+VERBS = (batch, branch, grow, imports, lint, look, plan, replay, scores, seen, train, trust)
 
 FIRST_SPEAKS = 3.0  # seconds before another rank does
 
