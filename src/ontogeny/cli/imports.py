@@ -76,17 +76,20 @@ def import_scores(
 ) -> None:
     """Read published scores of the Pythia suite into the tables that our own are in."""
     from ontogeny.evaluation import published
+    from ontogeny.scores import ScoreStore
 
-    imported = published.import_scores(folder, place)
-    for fault in imported.faults:
+    faults = published.import_scores(folder, place)
+    for fault in faults:
         err.print(str(fault), markup=False, highlight=False)
+    store = ScoreStore(place)
+    num_scores = sum(store.artifact(*one).facts["num_scores"] for one in store.places())
     told = (
-        f"{imported.num_files:,} files, {len(imported.faults):,} faults: {imported.num_scores:,} "
-        f"scores of {imported.num_checkpoints:,} checkpoints, {len(imported.members)} members"
+        f"{num_scores:,} scores of {len(store.places()):,} checkpoints, "
+        f"{len(store.members())} members; {len(faults)} faults"
     )
     out.print(told, highlight=False)
     out.print(f"{place}: next, ontogeny lint {place} --scores", highlight=False)
-    if imported.faults:
+    if faults:
         raise typer.Exit(1)
 
 

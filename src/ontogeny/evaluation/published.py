@@ -16,8 +16,8 @@ import math
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,14 @@ from ontogeny.results import Score
 from ontogeny.scores import Cell, Place, ScoreStore
 from ontogeny.shape import SIZES
 
-UPDATES, TOKENS_PER_UPDATE = 143_000, 1 << 21
-TOKENS = UPDATES * TOKENS_PER_UPDATE  # of every run, whatever its rows per update
+TOKENS = 143_000 << 21  # of every run, whatever its rows per update
 INIT_SEED = 1234  # of every run whose name has none
-# Names by all parameters are today's; the first release went by those outside the embeddings.
+# What the first release called them.
 OLD_SIZES = {
     "19m": "70m", "125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7b": "2.8b",
     "6.7b": "6.9b", "13b": "12b",
 }  # fmt: skip
-METRICS = {
-    "ppl": "perplexity", "em": "exact_match", "likelihood_difference": "likelihood_diff",
-}  # fmt: skip
+METRICS = {"ppl": "perplexity", "em": "exact_match", "likelihood_difference": "likelihood_diff"}
 SHARES = ("acc", "acc_norm", "pct_stereotype", "exact_match")  # of the items
 COUNTS = ("sample_len", "sample_count")  # numbers of a task that are no measures
 # What guessing gives, and always giving the commonest answer where that is known, by task.
@@ -55,146 +52,131 @@ NUMBER = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a file tells of a task: value and standard error by metric, and of how many items.
+
+    The number is 0, and a standard error NaN, where it does not tell.
+    """
+
+    cell: Cell
+    measures: Mapping[str, tuple[float, float]]
+    num_items: int
+
+    def scores(self, place: Place, num_items: int) -> list[Score]:
+        """The rows of a checkpoint, with 95 % intervals."""
+        found, (chance, majority) = [], _levels(self.cell.task)
+        for metric, (value, error) in self.measures.items():
+            low, high = value - 1.96 * error, value + 1.96 * error
+            is_share = metric in SHARES
+            if is_share and num_items:
+                low, high = share_interval(value, num_items)
+            row = Score(place.member, place.step, place.tokens, self.cell.task, metric, value,
+                        low, high, num_items, self.cell.shots, chance if is_share else None,
+                        majority if is_share else None)  # fmt: skip
+            found.append(row)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class ResultFile:
-    """What one file says: a checkpoint, and of each task value and standard error by metric."""
+    """What one file tells of a checkpoint."""
 
     path: Path
-    digest: str
     place: Place
-    results: Mapping[str, Mapping[str, tuple[float, float]]]
-    shots: Mapping[str, int]
-    harness: Mapping[str, str]
-    num_items: Mapping[str, int]
-
-    def cell(self, task: str) -> Cell:
-        return Cell(task, self.shots[task], "", "", "", self.digest, "", self.harness[task])
-
-    def scores(self, task: str, num_items: int) -> list[Score]:
-        """The rows of a task of so many items, 0 where that is not known."""
-        place, rows = self.place, []
-        chance, majority = _levels(task)
-        for metric, (value, error) in self.results[task].items():
-            is_share = metric in SHARES
-            low, high = value - 1.96 * error, value + 1.96 * error
-            if is_share:
-                low, high = max(low, 0.0), min(high, 1.0)
-                if num_items:
-                    low, high = share_interval(value, num_items)
-            row = Score(place.member, place.step, place.tokens, task, metric, value, low, high,
-                        num_items, self.shots[task], chance if is_share else None,
-                        majority if is_share else None)  # fmt: skip
-            rows.append(row)
-        return rows
+    tasks: Sequence[Told]
 
 
-@dataclass(slots=True)
-class Imported:
-    """What was read, and what could not be."""
+def import_scores(folder: Path, place: Path) -> list[EvaluationError]:
+    """Read the result files below `folder` into a new score store; say what cannot be read.
 
-    num_files: int
-    members: set[str] = field(default_factory=set)
-    num_checkpoints: int = 0
-    num_scores: int = 0
-    faults: list[EvaluationError] = field(default_factory=list)
-
-
-def import_scores(folder: Path, place: Path) -> Imported:
-    """Read every result file below `folder` into a score store at `place`, whole or not at all.
-
-    What cannot be read is in the faults. Raises EvaluationError where nothing can be, DataError if
-    `place` is there.
+    Raises EvaluationError where nothing can be, and DataError if `place` is there.
     """
-    paths = sorted(folder.rglob("*.json"))
-    if not paths:
-        raise EvaluationError("no result files", where=folder, expected="*.json written by lm-eval")
     if place.exists():
         raise DataError("already exists", where=place, fix="choose another place with --out")
-    imported, files = Imported(len(paths)), defaultdict[tuple[str, int], list[ResultFile]](list)
-    for path in paths:
+    groups, faults = defaultdict[tuple[str, int], list[ResultFile]](list), list[EvaluationError]()
+    for path in sorted(folder.rglob("*.json")):
         try:
             file = read_result_file(path)
-            group = files[file.place.member, file.place.step]
+            group = groups[file.place.member, file.place.step]
             if group and group[0].place != file.place:
                 raise EvaluationError("other tokens by that step", where=path, found=group[0].path)
             group.append(file)
         except EvaluationError as error:
-            imported.faults.append(error)
-    if not files:
+            faults.append(error)
+    if not groups:
         raise EvaluationError(
-            f"none of {len(paths)} files can be read", where=folder, found=imported.faults[0]
-        )
+            "no scores that can be read", where=folder, expected="*.json written by lm-eval",
+            found=faults[0] if faults else "none",
+        )  # fmt: skip
     aside = ScoreStore(place.with_name(f".{place.name}.new"))
     shutil.rmtree(aside.folder, ignore_errors=True)  # of an import that was killed
-    sizes = _sizes(file for group in files.values() for file in group)
+    sizes = _sizes(file for group in groups.values() for file in group)
     with aside.locked():
-        for group in files.values():
-            _add(aside, group, sizes, imported)
+        for group in groups.values():
+            taken = _taken(group, sizes, faults)
+            scores = [row for _, rows in taken for row in rows]
+            aside.add(group[0].place, [cell for cell, _ in taken], scores, [], {})
     aside.folder.rename(place)
-    return imported
+    return faults
 
 
-def _add(
-    store: ScoreStore, group: list[ResultFile], sizes: Mapping[str, int], imported: Imported
-) -> None:
-    """Add all that is said of one checkpoint, but what two files say differently."""
-    taken: dict[tuple[str, int], tuple[ResultFile, list[Score]]] = {}
-    disputed = set()
+def _taken(
+    group: Sequence[ResultFile], sizes: Mapping[str, int], faults: list[EvaluationError]
+) -> list[tuple[Cell, list[Score]]]:
+    """All that is told of one checkpoint, but what two files tell differently: a fault."""
+    taken: dict[tuple[str, int], tuple[Cell, list[Score]]] = {}
+    disputed = set[tuple[str, int]]()
     for file in group:
-        rows = {
-            (task, file.shots[task]): file.scores(task, file.num_items[task] or sizes.get(task, 0))
-            for task in file.results
-        }
-        known = [key for key in rows if key in taken]
-        differing = [key for key in known if taken[key][1] != rows[key]]
+        differing = []
+        for told in file.tasks:
+            key = told.cell.task, told.cell.shots
+            rows = told.scores(file.place, told.num_items or sizes.get(key[0], 0))
+            if taken.setdefault(key, (told.cell, rows))[1] != rows:
+                differing.append(key)
         if differing:
             disputed.update(differing)
-            imported.faults.append(
-                EvaluationError(
-                    f"says otherwise of {len(differing)} tasks than {taken[differing[0]][0].path}",
-                    where=file.path, found=f"{differing[0][0]}, ..., of which neither is taken",
-                    fix="keep one of the two files",
-                )
+            fault = EvaluationError(
+                f"tells otherwise than another file of {file.place.member} at step "
+                f"{file.place.step}", where=file.path, fix="keep one of the two files",
+                found=f"{len(differing)} tasks, such as {differing[0][0]}, of which none is taken",
             )  # fmt: skip
-        taken |= {key: (file, rows[key]) for key in rows if key not in taken}
-    kept = {key: said for key, said in taken.items() if key not in disputed}
-    scores = [row for _, rows in kept.values() for row in rows]
-    cells = [file.cell(task) for (task, _), (file, _) in kept.items()]
-    store.add(group[0].place, cells, scores, [], {})
-    imported.members.add(group[0].place.member)
-    imported.num_checkpoints += 1
-    imported.num_scores += len(scores)
+            faults.append(fault)
+    return [said for key, said in taken.items() if key not in disputed]
 
 
 def read_result_file(path: Path) -> ResultFile:
-    """What a result file says. Raises EvaluationError where it is none, or names no checkpoint."""
+    """What a result file tells. Raises EvaluationError where it is none, or names no checkpoint."""
     try:
         content = path.read_bytes()
-        data = json.loads(content, parse_int=float)
+        data = _mapping(json.loads(content, parse_int=float))
     except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError("cannot be read", where=path, found=error) from error
-    found = _mapping(data).get("table_results") or _mapping(data).get("results")
-    results = {task: _measures(values) for task, values in _mapping(found).items()}
-    results = {task: values for task, values in results.items() if values}
-    if not results:
+    results = data.get("table_results") or data.get("results")
+    measures = {task: _measures(values) for task, values in _mapping(results).items()}
+    measures = {task: values for task, values in measures.items() if values}
+    if not measures:
         raise EvaluationError("holds no scores", where=path, expected="results of lm-eval")
-    names = {*results, *(metric for values in results.values() for metric in values)}
+    names = {*measures, *(metric for values in measures.values() for metric in values)}
     if not all(name.isprintable() and "/" not in name for name in names):
         raise EvaluationError("names of tasks or metrics that cannot be such", where=path)
     try:
         place = _place(path, data)
     except EvaluationError as error:
         raise EvaluationError(error.problem, where=path) from error
-    told, counted = _mapping(data.get("n-shot")), _mapping(data.get("n-samples"))
-    shots = _whole(_mapping(data.get("config")).get("num_fewshot")) or 0
-    versions = _mapping(data.get("versions"))
-    harness = f"lm-eval {_version(data.get('lm_eval_version'))}".removesuffix(" unknown")
-    return ResultFile(
-        path, digest_bytes(content), place, results,
-        {task: _whole(told[task]) or 0 if task in told else shots for task in results},
-        {task: f"{harness}, task version {_version(versions.get(task))}" for task in results},
-        {task: _whole(_mapping(counted.get(task)).get("effective")) or _recovered(results[task])
-         for task in results},
-    )  # fmt: skip
+    shots, counts = _mapping(data.get("n-shot")), _mapping(data.get("n-samples"))
+    usual = _mapping(data.get("config")).get("num_fewshot")
+    versions, digest = _mapping(data.get("versions")), digest_bytes(content)
+    harness = f"lm-eval {_version(data.get('lm_eval_version'))}, task version "
+    tasks = [
+        Told(
+            Cell(task, _whole(shots.get(task, usual)) or 0, "", "", "", digest, "",
+                 harness + _version(versions.get(task))),
+            values,
+            _whole(_mapping(counts.get(task)).get("effective")) or _recovered(values),
+        )
+        for task, values in measures.items()
+    ]  # fmt: skip
+    return ResultFile(path, place, tasks)
 
 
 def member_place(name: str, step: int | None, num_updates: int | None = None) -> Place:
@@ -213,17 +195,18 @@ def member_place(name: str, step: int | None, num_updates: int | None = None) ->
     if size not in SIZES:
         raise EvaluationError("a name without a size of the Pythia suite", found=repr(name))
     batch, seed = numbers.get("batch"), numbers.get("seed")
-    num_updates = num_updates or round(UPDATES * 2 / float(batch or 2))
-    tokens_per_update, rest = divmod(TOKENS, num_updates)
+    usual = round(float(batch or 2) * (1 << 20))
+    tokens_per_update, rest = divmod(TOKENS, num_updates) if num_updates else (usual, 0)
     if rest:
         raise EvaluationError("a run of the suite has another number of updates", found=num_updates)
     marks = [mark for mark in MARKS if mark in words]
     marks += [f"seed{seed}"] if seed else []
     marks += [f"{batch}MtokBS"] if batch else []
     changed = [mark for mark in ("long", "intervention") if mark in words]
-    step = num_updates if step is None else step
-    if step > num_updates:
-        raise EvaluationError("a step after the run's last", expected=num_updates, found=step)
+    last = TOKENS // tokens_per_update
+    step = last if step is None else step
+    if step > last:
+        raise EvaluationError("a step after the run's last", expected=last, found=step)
     return Place(
         member="-".join([size, *marks]),
         step=step,
@@ -291,10 +274,9 @@ def _recovered(measures: Mapping[str, tuple[float, float]]) -> int:
 def _sizes(files: Iterable[ResultFile]) -> dict[str, int]:
     """The number of items of each task on which all files that tell it agree."""
     found = defaultdict[str, set[int]](set)
-    for file in files:
-        for task, n in file.num_items.items():
-            found[task] |= {n} - {0}
-    return {task: next(iter(numbers)) for task, numbers in found.items() if len(numbers) == 1}
+    for told in (told for file in files for told in file.tasks if told.num_items):
+        found[told.cell.task].add(told.num_items)
+    return {task: min(numbers) for task, numbers in found.items() if len(numbers) == 1}
 
 
 def _levels(task: str) -> tuple[float | None, float | None]:
