@@ -5,8 +5,11 @@ Not here: what a suite is (`suite.py`), making a stage (`stages`).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ontogeny.config import Settings, build, nearest
@@ -14,7 +17,7 @@ from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError
 from ontogeny.suite import Suite
 
-RECORD = "suite.json"
+RECORD, LOCK = "suite.json", ".lock"
 
 
 class StageRecord(Settings):
@@ -44,10 +47,14 @@ class Record(Settings):
 
 def write_record(home: Path, record: Record) -> None:
     """Write the record of the suite in `home` with its own digest, whole or not at all."""
-    aside, values = home / f".{RECORD}.{os.getpid()}", record.resolved()
-    text = json.dumps({"digest": digest_json(values)} | values, indent=1, ensure_ascii=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(home / RECORD)
+    with _locked(home):
+        _write(home, record)
+
+
+def change_record(home: Path, change: Callable[[Record], Record]) -> None:
+    """Read the record of the suite in `home`, change it and write it, while nobody else does."""
+    with _locked(home):
+        _write(home, change(read_record(home)))
 
 
 def read_record(home: Path) -> Record:
@@ -60,3 +67,17 @@ def read_record(home: Path) -> Record:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"not the folder of a suite ({error})", where=home, fix=fix) from error
     return build(Record, values, path)
+
+
+def _write(home: Path, record: Record) -> None:
+    aside, values = home / f".{RECORD}.{os.getpid()}", record.resolved()
+    text = json.dumps({"digest": digest_json(values)} | values, indent=1, ensure_ascii=False)
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.replace(home / RECORD)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    with (home / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

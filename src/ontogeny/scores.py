@@ -119,9 +119,10 @@ class ScoreStore:
             return []
         return [Cell(**values) for values in read_manifest(path).config["cells"]]
 
-    def scores(self) -> list[Score]:
-        """Every score row, by member and step."""
-        return [row for place in self.places() for row in read_scores(self.path(*place) / SCORES)]
+    def scores(self, member: str | None = None) -> list[Score]:
+        """Every score row, by member and step, or those of one member."""
+        places = (place for place in self.places() if member in (None, place[0]))
+        return [row for place in places for row in read_scores(self.path(*place) / SCORES)]
 
     def items(self, member: str, step: int) -> list[Item]:
         """The item rows of a checkpoint; none where its scores were published without."""
@@ -157,7 +158,8 @@ class ScoreStore:
             for cell in self.cells(place.member, place.step)
             if (cell.task, cell.shots) not in asked
         ]
-        how = dict(read_manifest(path).provenance.get("bits", {})) if kept else {}
+        old_bits = read_manifest(path).provenance.get("bits", []) if kept else []
+        how = {key: group["bits"] for group in old_bits for key in group["cells"]}
         how = {cell.key: how.get(cell.key) for cell in kept} | {cell.key: bits for cell in cells}
         old_scores = read_scores(path / SCORES) if kept else []
         old_items = read_items(path / ITEMS) if kept else []
@@ -170,7 +172,9 @@ class ScoreStore:
         config = {"place": asdict(place), "cells": all_cells}
         aside = path.with_name(f".{path.name}.new")
         shutil.rmtree(aside, ignore_errors=True)
-        with writing(aside, KIND, config=config, inputs=inputs, provenance={"bits": how}) as draft:
+        with writing(
+            aside, KIND, config=config, inputs=inputs, provenance={"bits": _grouped(how)}
+        ) as draft:
             write_scores(draft.folder / SCORES, all_scores)
             write_items(draft.folder / ITEMS, all_items)
             draft.facts.update(num_scores=len(all_scores), num_items=len(all_items))
@@ -212,6 +216,16 @@ def stage_digest(home: Path, stage: StageRecord) -> str:
     if stage.kind == KIND:
         return ScoreStore(path.parent).digest(path.name.removeprefix("member="))
     return read_manifest(path).digest
+
+
+def _grouped(how: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What decided the bits of cells, each such thing once with the keys of its cells."""
+    groups: dict[str, dict[str, Any]] = {}
+    for key, bits in how.items():
+        if bits is not None:
+            group = groups.setdefault(digest_json(bits), {"bits": bits, "cells": []})
+            group["cells"].append(key)
+    return list(groups.values())
 
 
 def _put(aside: Path, path: Path) -> None:

@@ -214,6 +214,9 @@ num_linear = 4
 precision = "fp32"
 [evaluation]
 last_word_items = 10
+next_sentence_items = 0
+agreement_items = 0
+word_order_items = 10
 [sizes.one]
 num_layers = 1
 hidden_size = 16

@@ -137,7 +137,7 @@ def grow(
     )
     if options.dry_run:
         obstacle = growth.look()
-        print_table(*stage_rows(plan, growth.found))
+        print_table(*stage_rows(plan, growth.stages))
         if obstacle is not None:
             out.print(f"not there yet: {obstacle}", markup=False, highlight=False)
         out.print()

@@ -15,6 +15,7 @@ from typing import NoReturn
 from ontogeny.cli import (
     batch,
     branch,
+    evaluate,
     grow,
     imports,
     lint,
@@ -30,7 +31,9 @@ from ontogeny.cli.app import app, leave
 from ontogeny.errors import OntogenyError, Stopped
 
 # Importing a file adds its verbs to the app.
-VERBS = (batch, branch, grow, imports, lint, look, plan, replay, scores, seen, train, trust)
+VERBS = (
+    batch, branch, evaluate, grow, imports, lint, look, plan, replay, scores, seen, train, trust,
+)  # fmt: skip
 
 FIRST_SPEAKS = 3.0  # seconds before another rank does
 

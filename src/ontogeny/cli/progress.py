@@ -67,21 +67,25 @@ def update_bar(
     return move
 
 
-def bars() -> Progress:
-    """How far each thing is, its tokens a second, the time it has left."""
+def bars(unit: str = "tokens") -> Progress:
+    """How far each thing is, its tokens (or so) a second, the time it has left."""
     return Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TokensColumn(),
+        RateColumn(unit),
         TimeRemainingColumn(),
         console=out,
     )
 
 
-class TokensColumn(ProgressColumn):
-    """Tokens trained on a second, where the task counts them."""
+class RateColumn(ProgressColumn):
+    """Tokens trained on, or items asked, a second, where the task counts them."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
-        tokens, seconds = task.fields.get("tokens"), task.elapsed
-        return Text(f"{tokens / seconds:,.0f} tokens/s" if tokens and seconds else "")
+        count, seconds = task.fields.get(self._unit), task.elapsed
+        return Text(f"{count / seconds:,.0f} {self._unit}/s" if count and seconds else "")

@@ -1,147 +1,239 @@
-"""The sweep: every task on every checkpoint of a run, as rows with intervals and their items."""
+"""The sweep: tasks asked of checkpoints, cell by cell, into a score store.
+
+The unit of work is a checkpoint with the tasks that are missing of it. Any process can do it
+(`workers.py`) and leaves an artifact of kind "cells"; who holds the store takes its rows over, so a
+killed sweep loses at most the checkpoints that were being scored. A cell is found again by its key
+alone: digests of weights, vocabulary, requests and data, the arithmetic, and the harness. While a
+checkpoint is scored a thread reads the next one. Not here: which checkpoints and tasks
+(`stages/evaluate.py`), where weights lie (`weights.py`), what is asked (`catalog.py`).
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from ontogeny.artifact import Artifact, Input, open_artifact, writing
-from ontogeny.checkpoints.store import load_checkpoint
-from ontogeny.evaluation.held_out import HeldOutDocument, LastWord, held_out_documents, last_words
-from ontogeny.evaluation.score import answer
-from ontogeny.intervals import mean_interval, ratio_interval
-from ontogeny.model.neox import SCORING_DTYPES, NeoX
-from ontogeny.results import ITEMS, SCORES, Item, Score, write_items, write_scores
-from ontogeny.steps import list_steps, step_folder
-from ontogeny.suite import EvaluationSettings
-from ontogeny.tokens.store import DocumentStore
-from ontogeny.tokens.vocabulary import Vocabulary
+from ontogeny.artifact import Artifact, keyed, writing
+from ontogeny.errors import EvaluationError
+from ontogeny.evaluation.catalog import TaskRef, load_task
+from ontogeny.evaluation.tasks import NotFiniteError, Scorer, Spec
+from ontogeny.evaluation.weights import Checkpoint, checkpoint_inputs, open_scorer
+from ontogeny.model.kernels.load import features
+from ontogeny.results import (
+    ITEMS,
+    SCORES,
+    Item,
+    Score,
+    read_items,
+    read_scores,
+    write_items,
+    write_scores,
+)
+from ontogeny.scores import Cell, ScoreStore
+from ontogeny.workers import Task, Workers
 
-HELD_OUT, LAST_WORD = "held-out", "last-word"
-
-
-@dataclass(frozen=True, slots=True)
-class Tasks:
-    """What is asked of every checkpoint."""
-
-    documents: list[HeldOutDocument]
-    last_words: list[LastWord]
-
-
-@dataclass(slots=True)
-class Rows:
-    """The rows of a sweep so far."""
-
-    scores: list[Score] = field(default_factory=list)
-    items: list[Item] = field(default_factory=list)
+KIND = "cells"
+WORK = ".work"  # of a member in a store: what is finished but not taken over yet
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Which checkpoint a row is about."""
+class Asked:
+    """A checkpoint and what it is asked: tasks, and the cells that the answers will fill.
 
-    member: str
-    step: int
-    tokens: int
-
-    def score(self, task: str, metric: str, interval: tuple[float, float, float], n: int) -> Score:
-        return Score(self.member, self.step, self.tokens, task, metric, *interval, n)
-
-    def item(self, task: str, item: str, metric: str, value: float) -> Item:
-        nothing = None, None, 0.0, None, 0
-        return Item(self.member, self.step, task, 0, item, *nothing, {metric: value})
-
-
-def held_out_tasks(
-    store: DocumentStore, vocabulary: Vocabulary, context_length: int, settings: EvaluationSettings
-) -> Tasks:
-    """The tasks a held-out store gives to models of one context length."""
-    documents = held_out_documents(store, vocabulary, context_length, settings.held_out_tokens)
-    words = last_words(store, vocabulary, context_length, settings.last_word_items)
-    return Tasks(documents, words)
-
-
-def sweep_inputs(run: Path, store: DocumentStore) -> dict[str, Input]:
-    """What a run's scores are made from; the last checkpoint's digest stands for all before it."""
-    last = step_folder(run, list_steps(run)[-1])
-    return {
-        "run": open_artifact(run, "run"),
-        "checkpoint": open_artifact(last, "checkpoint"),
-        "store": store.artifact,
-    }
-
-
-def sweep_run(
-    run: Path,
-    tasks: Tasks,
-    folder: Path,
-    *,
-    settings: EvaluationSettings,
-    inputs: Mapping[str, Input],
-    device: torch.device,
-    observe: Callable[[int], None] = lambda step: None,
-) -> Artifact:
-    """Score every checkpoint of a run, on a device, and publish the rows and their items.
-
-    `observe` is told of every step that is done.
+    `then` is the checkpoint that the same process is likely to be given next.
     """
-    opened = open_artifact(run, "run")
-    dtype = SCORING_DTYPES[opened.config["training"]["precision"]]
-    rows = Rows()
-    with writing(folder, "scores", config=settings.resolved(), inputs=inputs) as draft:
-        for step in list_steps(run):
-            facts = open_artifact(step_folder(run, step), "checkpoint").facts
-            place = Place(str(facts["member"]), step, int(facts["tokens"]))
-            model = load_checkpoint(run, step).to(device)
-            score_held_out(model, dtype, tasks.documents, place, rows)
-            if tasks.last_words:
-                score_last_words(model, dtype, tasks.last_words, place, rows)
-            observe(step)
-        write_scores(draft.folder / SCORES, rows.scores)
-        write_items(draft.folder / ITEMS, rows.items)
-        draft.facts.update(num_scores=len(rows.scores), num_items=len(rows.items))
+
+    checkpoint: Checkpoint
+    tasks: tuple[TaskRef, ...]
+    cells: tuple[Cell, ...]
+    threads: int
+    device: str
+    then: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The rows of a checkpoint, the tasks that gave no numbers, and what decided the bits."""
+
+    scores: list[Score]
+    items: list[Item]
+    failures: list[dict[str, Any]]
+    bits: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What came of one checkpoint: items answered, and the tasks that gave no numbers."""
+
+    checkpoint: Checkpoint
+    num_items: int
+    failures: tuple[str, ...]
+
+
+def cell_of(checkpoint: Checkpoint, spec: Spec) -> Cell:
+    """The cell of a task, as it is specified, asked of a checkpoint."""
+    return Cell(
+        task=spec.name,
+        shots=spec.shots,
+        weights=checkpoint.weights,
+        vocabulary=checkpoint.vocabulary,
+        spec=spec.digest,
+        data=spec.data,
+        dtype=checkpoint.dtype,
+        harness=spec.harness,
+    )
+
+
+def missing(
+    store: ScoreStore, checkpoint: Checkpoint, tasks: Sequence[TaskRef]
+) -> list[tuple[TaskRef, Cell]]:
+    """The tasks whose cells the store does not have of a checkpoint, with those cells."""
+    there = {cell.key for cell in store.cells(checkpoint.place.member, checkpoint.place.step)}
+    wanted = [(ref, cell_of(checkpoint, load_task(ref).spec)) for ref in tasks]
+    return [(ref, cell) for ref, cell in wanted if cell.key not in there]
+
+
+def fill(
+    store: ScoreStore,
+    asked: Sequence[Asked],
+    workers: Workers,
+    observe: Callable[[Filled], None],
+) -> None:
+    """Ask checkpoints and put their answers into a store, each as soon as it is there.
+
+    To be called under the store's lock. `observe` is told of every checkpoint that is done.
+    """
+    ahead = [one.checkpoint for one in asked[workers.num_processes :]]
+    works = [replace(one, then=then) for one, then in zip(asked, ahead, strict=False)]
+    works += asked[len(works) :]
+    if workers == Workers():  # nobody else has to be told what came of it
+        answered: Iterator[tuple[int, Answers]] = enumerate(map(ask, works))
+    else:
+        tasks = [Task(_work_place(store, one), partial(ask_apart, one)) for one in works]
+        answered = ((number, _read(made)) for number, made in workers.each(tasks))
+    for number, answers in answered:
+        observe(_add(store, works[number], answers))
+    for member in {one.checkpoint.place.member for one in asked}:
+        shutil.rmtree(store.of_member(member) / WORK, ignore_errors=True)
+
+
+def ask(asked: Asked) -> Answers:
+    """Ask a checkpoint all its tasks; one that gives no numbers does not keep the others."""
+    checkpoint = asked.checkpoint
+    with _threads(asked.threads):
+        scorer = _reader().take(checkpoint, asked.device)
+        if asked.then is not None:
+            _reader().begin(asked.then, asked.device)
+        answers = Answers([], [], [], _bits(asked.device))
+        for ref, cell in zip(asked.tasks, asked.cells, strict=True):
+            task = load_task(ref)
+            if cell_of(checkpoint, task.spec) != cell:
+                fix = "the same command again"
+                raise EvaluationError("the task changed meanwhile", where=ref.name, fix=fix)
+            try:
+                scores, items = task.measure(scorer, checkpoint.place)
+            except NotFiniteError as error:
+                told = f"{checkpoint.path}: {error}"
+                failure = {"task": cell.task, "shots": cell.shots, "problem": told}
+                answers.failures.append(failure)
+                continue
+            answers.scores.extend(scores)
+            answers.items.extend(items)
+    return answers
+
+
+def ask_apart(asked: Asked, folder: Path) -> Artifact:
+    """`ask`, with the answers in an artifact at `folder` for another process to read."""
+    answers = ask(asked)
+    bits = {"bits": answers.bits}
+    with writing(folder, KIND, **_identity(asked), provenance=bits) as draft:
+        write_scores(draft.folder / SCORES, answers.scores)
+        write_items(draft.folder / ITEMS, answers.items)
+        draft.facts["failures"] = answers.failures
     return draft.artifact
 
 
-def score_held_out(
-    model: NeoX, dtype: torch.dtype, documents: list[HeldOutDocument], place: Place, rows: Rows
-) -> None:
-    """Add bits per byte of each source and of all, with every document as an item."""
-    requests = [request for document in documents for request in document.requests]
-    found = iter(answer(model, requests, dtype))
-    bits = np.array(
-        [-sum(next(found).log_likelihood for _ in document.requests) for document in documents]
-    ) / math.log(2)
-    sizes = np.array([document.num_bytes for document in documents], float)
-    sources = np.array([document.source for document in documents])
-    for name in (None, *dict.fromkeys(sources)):
-        chosen = np.full(len(sources), True) if name is None else sources == name
-        task = HELD_OUT if name is None else f"{HELD_OUT}/{name}"
-        interval = ratio_interval(bits[chosen], sizes[chosen])
-        rows.scores.append(place.score(task, "bits_per_byte", interval, int(chosen.sum())))
-    for document, value, size in zip(documents, bits, sizes, strict=True):
-        task = f"{HELD_OUT}/{document.source}"
-        rows.items.append(place.item(task, document.id, "bits_per_byte", value / size))
+def _read(made: Artifact) -> Answers:
+    scores, items = read_scores(made.path / SCORES), read_items(made.path / ITEMS)
+    return Answers(scores, items, made.facts["failures"], made.provenance["bits"])
 
 
-def score_last_words(
-    model: NeoX, dtype: torch.dtype, words: list[LastWord], place: Place, rows: Rows
-) -> None:
-    """Add the mean log-probability of the last word and how often it is the greedy choice."""
-    found = answer(model, [word.request for word in words], dtype, greedy=True)
-    columns = {
-        "log_probability": [one.log_likelihood for one in found],
-        "accuracy": [float(bool(one.is_greedy)) for one in found],
+def _add(store: ScoreStore, asked: Asked, answers: Answers) -> Filled:
+    """Put answers into the store, in place of those of other weights."""
+    checkpoint, place = asked.checkpoint, asked.checkpoint.place
+    old = store.cells(place.member, place.step)
+    if any(cell.weights != checkpoint.weights for cell in old):
+        shutil.rmtree(store.path(place.member, place.step))
+    failed = {(one["task"], one["shots"]) for one in answers.failures}
+    cells = [cell for cell in asked.cells if (cell.task, cell.shots) not in failed]
+    if cells:
+        inputs = checkpoint_inputs(checkpoint)
+        store.add(place, cells, answers.scores, answers.items, inputs, answers.bits)
+    problems = tuple(str(one["problem"]) for one in answers.failures)
+    return Filled(checkpoint, len(answers.items), problems)
+
+
+def _identity(asked: Asked) -> Mapping[str, Any]:
+    """The settings and inputs of the artifact that a checkpoint's answers are."""
+    cells = [asdict(cell) for cell in asked.cells]
+    config = {"place": asdict(asked.checkpoint.place), "cells": cells}
+    return {"config": config, "inputs": {"weights": asked.checkpoint.weights}}
+
+
+def _work_place(store: ScoreStore, asked: Asked) -> Path:
+    place = asked.checkpoint.place
+    folder = store.of_member(place.member) / WORK / f"step={place.step}"
+    return keyed(folder, KIND, **_identity(asked))
+
+
+class _Reader:
+    """Reads the checkpoint that is likely next in a thread, one at most."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._begun: dict[tuple[Checkpoint, str], Future[Scorer]] = {}
+
+    def begin(self, checkpoint: Checkpoint, device: str) -> None:
+        future = self._thread.submit(open_scorer, checkpoint, device)
+        self._begun = {(checkpoint, device): future}
+
+    def take(self, checkpoint: Checkpoint, device: str) -> Scorer:
+        future = self._begun.pop((checkpoint, device), None)
+        self._begun.clear()
+        return open_scorer(checkpoint, device) if future is None else future.result()
+
+
+@functools.cache
+def _reader() -> _Reader:
+    """The one of this process."""
+    return _Reader()
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bits(device: str) -> dict[str, object]:
+    """What decides, with the cell, the last bits of its answers."""
+    return {
+        "torch": torch.__version__,
+        "device": device,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "extensions": features(),
     }
-    for metric, values in columns.items():
-        interval = mean_interval(np.array(values))
-        rows.scores.append(place.score(LAST_WORD, metric, interval, len(values)))
-        rows.items.extend(
-            place.item(LAST_WORD, word.id, metric, value)
-            for word, value in zip(words, values, strict=True)
-        )

@@ -15,7 +15,8 @@ from ontogeny.questions.materials import open_materials
 from ontogeny.questions.seen import Memory
 from ontogeny.questions.sources import open_source
 from ontogeny.record import Record, read_record
-from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.results import Score, UpdateMetrics, read_metrics
+from ontogeny.scores import FOLDER, ScoreStore
 from ontogeny.steps import METRICS, list_steps, step_folder
 from ontogeny.suite import RunSettings
 from ontogeny.tokens.store import DocumentStore, open_store
@@ -72,7 +73,7 @@ class OpenMember:
         return read_metrics(self.run / METRICS)
 
     def scores(self) -> list[Score]:
-        return read_scores(self.suite.path(f"scores/{self.name}") / SCORES)
+        return ScoreStore(self.suite.home / FOLDER).scores(self.name)
 
     def batch(self, update: int) -> np.ndarray:
         """The rows that took the member from step `update` to the next: int64 [rows, T + 1]."""

@@ -17,6 +17,7 @@ from ontogeny.checkpoints.verify import recorded_tensors
 from ontogeny.config import build
 from ontogeny.errors import DataError, OntogenyError
 from ontogeny.record import RECORD, read_record
+from ontogeny.scores import stage_digest
 from ontogeny.steps import METRICS, list_steps
 from ontogeny.suite import RunSettings
 from ontogeny.training.metrics import whole_rows
@@ -143,9 +144,9 @@ def _suite(home: Path) -> dict[str, Any]:
     stages = []
     for stage in record.stages:
         try:
-            found = read_manifest(home / stage.path)
-            state = "there" if found.digest == stage.digest else "another is there"
-            size = sum(path.stat().st_size for path in found.path.rglob("*") if path.is_file())
+            state = "there" if stage_digest(home, stage) == stage.digest else "another is there"
+            files = (home / stage.path).rglob("*")
+            size = sum(path.stat().st_size for path in files if path.is_file())
         except OntogenyError:
             state, size = "gone or damaged", 0
         stages.append({**stage.resolved(), "bytes": size, "state": state})

@@ -23,6 +23,7 @@ from ontogeny.errors import CheckpointError, Fault, MissingInputError, OntogenyE
 from ontogeny.order.batches import Batches, roll
 from ontogeny.questions.materials import open_materials
 from ontogeny.results import parse_metrics
+from ontogeny.scores import KIND
 from ontogeny.steps import METRICS, STATES, STEPS, list_steps, state_folder, step_folder
 from ontogeny.suite import RunSettings
 from ontogeny.training.run import LOCK
@@ -82,6 +83,19 @@ def artifact_subjects(path: Path, name: str) -> Iterator[Subject]:
         yield from _run_subjects(artifact, subject)
     elif found := KEPT.search(path.resolve().as_posix()):
         yield from _place_in_run(artifact, int(found[1]), subject)
+
+
+def scores_subject(folder: Path, name: str) -> Subject:
+    """What is on record of the scores in a member's folder, an artifact a checkpoint, as one."""
+    subject = Subject(name, KIND)
+    for path in sorted(folder.glob("step=*"), key=lambda path: (len(path.name), path.name)):
+        for one in artifact_subjects(path, path.name):
+            subject.num_files += one.num_files
+            subject.num_bytes += one.num_bytes
+            subject.faults += one.faults
+            subject.notes += [f"{path.name}: {note}" for note in one.notes]
+            subject.jobs += one.jobs
+    return subject
 
 
 def _run_subjects(run: Artifact, subject: Subject) -> Iterator[Subject]:

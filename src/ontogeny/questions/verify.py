@@ -12,13 +12,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ontogeny.artifact import MANIFEST, parse_manifest, read_manifest
+from ontogeny.artifact import MANIFEST, parse_manifest
 from ontogeny.checkpoints.verify import recorded_tensors, tensor_problem, tensor_spans
 from ontogeny.config import nearest
 from ontogeny.errors import CheckpointError, DataError, Fault, OntogenyError
-from ontogeny.questions.subjects import AGAIN, DAMAGED, Job, Subject, artifact_subjects
+from ontogeny.questions.subjects import (
+    AGAIN,
+    DAMAGED,
+    Job,
+    Subject,
+    artifact_subjects,
+    scores_subject,
+)
 from ontogeny.ranges import open_ranges
-from ontogeny.record import RECORD, Record, read_record
+from ontogeny.record import RECORD, Record, StageRecord, read_record
+from ontogeny.scores import KIND, stage_digest
 
 Watch = Callable[[int, int], None]  # how many jobs are done, and of how many
 DEPTH = 3  # folders down in which artifacts are looked for
@@ -118,23 +126,25 @@ def _suite_subjects(home: Path) -> Iterator[Subject]:
     """What `suite.json` lists, in its order, and then what else lies there."""
     subject = Subject(RECORD, "suite", 1, 0, (home / RECORD).stat().st_size)
     yield subject
-    listed: dict[Path, str] = {}
+    listed: dict[Path, StageRecord] = {}
     try:
         record = read_record(home)
     except OntogenyError as error:
         subject.faults.append(error.fault(DAMAGED, GROW))
     else:
-        listed = {home / stage.path: stage.name for stage in record.stages}
+        listed = {home / stage.path: stage for stage in record.stages}
         subject.faults += _record_faults(home, record)
         members = [f"runs/{member.name}" for member in record.suite.table()]
-        missing = sorted({*members, "report"} - set(listed.values()))
+        missing = sorted({*members, "report"} - {stage.name for stage in listed.values()})
         if missing:
             subject.notes.append(f"in progress: no {', '.join(missing)} yet")
-    for path in listed:
-        if (path / MANIFEST).is_file():
-            yield from artifact_subjects(path, listed[path])
+    for path, stage in listed.items():
+        if stage.kind == KIND and path.is_dir():
+            yield scores_subject(path, stage.name)
+        elif (path / MANIFEST).is_file():
+            yield from artifact_subjects(path, stage.name)
     for path in artifacts_under(home):
-        if path not in listed:
+        if not {path, path.parent} & listed.keys():
             for one in artifact_subjects(path, path.relative_to(home).as_posix()):
                 one.notes.append(f"not in {RECORD}: not done, of other settings, or made by hand")
                 yield one
@@ -145,7 +155,7 @@ def _record_faults(home: Path, record: Record) -> Iterator[Fault]:
     for stage in record.stages:
         path, link = home / stage.path, home / stage.name
         try:
-            found = read_manifest(path).digest
+            found = stage_digest(home, stage)
         except OntogenyError as error:
             yield error.fault("removed, damaged, or never copied", GROW)
             continue

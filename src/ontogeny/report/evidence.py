@@ -17,15 +17,16 @@ from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
 from ontogeny.record import Record, StageRecord, read_record
-from ontogeny.results import SCORES, Score, UpdateMetrics, read_metrics, read_scores
+from ontogeny.results import Score, UpdateMetrics, read_metrics
+from ontogeny.scores import KIND, ScoreStore, stage_digest
 from ontogeny.steps import METRICS, step_folder
 from ontogeny.suite import Member, RunSettings
 
 Measure = tuple[str, str]  # task and metric
 
 BITS_PER_BYTE = "held-out", "bits_per_byte"
-LOG_PROBABILITY = "last-word", "log_probability"
-ACCURACY = "last-word", "accuracy"
+LOG_PROBABILITY = "last-word", "log_likelihood"
+ACCURACY = "last-word", "acc"
 SOURCE_PREFIX = "held-out/"
 
 
@@ -99,13 +100,18 @@ def _require_finished(home: Path, record: Record) -> None:
 
 
 def _open_stage(home: Path, stage: StageRecord) -> Artifact:
-    artifact = open_artifact(home / stage.path, stage.kind)
-    if artifact.digest != stage.digest:
+    """The artifact of a stage; of a member's scores, that of its last checkpoint."""
+    path = home / stage.path
+    if stage.kind == KIND:
+        store, member = ScoreStore(path.parent), stage.name.rpartition("/")[2]
+        path = store.path(member, max(step for name, step in store.places() if name == member))
+    artifact, found = open_artifact(path, stage.kind), stage_digest(home, stage)
+    if found != stage.digest:
         raise DataError(
             f"not the artifact that the record names for {stage.name}",
-            where=artifact.path,
+            where=home / stage.path,
             expected=stage.digest,
-            found=artifact.digest,
+            found=found,
             fix=f"ontogeny run SUITE.toml --out {home}",
         )
     return artifact
@@ -116,7 +122,7 @@ def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     run = build(RunSettings, artifact.config, artifact.path)
     updates = _updates(artifact.path / METRICS, run)
     checkpoints = _chain(artifact, run, updates)
-    scores = _scores(artifacts[f"scores/{member.name}"].path / SCORES, run)
+    scores = _scores(artifacts[f"scores/{member.name}"].path.parent, run)
     return History(member, run, updates, checkpoints, scores)
 
 
@@ -163,7 +169,8 @@ def _chain(run: Artifact, settings: RunSettings, updates: list[UpdateMetrics]) -
 def _scores(path: Path, run: RunSettings) -> dict[Measure, list[Score]]:
     """The member's scores by measure, in the order of steps, every checkpoint there once."""
     scores: dict[Measure, list[Score]] = {}
-    for row in sorted(read_scores(path), key=lambda row: (row.task, row.metric, row.step)):
+    rows = ScoreStore(path.parent).scores(run.member)
+    for row in sorted(rows, key=lambda row: (row.task, row.metric, row.step)):
         measured = (row.value, row.low, row.high) if row.n > 1 else (row.value,)
         if row.member != run.member or not all(map(math.isfinite, measured)):
             raise EvaluationError(

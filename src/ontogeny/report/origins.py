@@ -20,7 +20,8 @@ from ontogeny.report.tables import Column, Table, counts, digests, plain
 from ontogeny.suite import Suite
 
 DUPLICATE = "duplicate"  # the reason for which a document is in the standard corpus only
-SAID_ELSEWHERE = frozenset({"created", "inputs_at"})  # of a stage: the table of lineage has both
+# Of a stage: the table of lineage has the first two, the store of scores the last.
+SAID_ELSEWHERE = frozenset({"created", "inputs_at", "bits"})
 PLANTED_AS = {"copies": "copies: {:g}", "mentions": "mentions: {:g}", "share": "{:.0%} masculine"}
 
 
@@ -122,7 +123,7 @@ def lineage(evidence: Evidence) -> Table:
                 for role, digest in sorted(artifact.inputs.items())
             )
             made_at = artifact.provenance.get("created")
-            rows.append((stage.name, artifact.digest, made_from, made_at, stage.seconds))
+            rows.append((stage.name, stage.digest, made_from, made_at, stage.seconds))
     return Table("lineage", columns, rows)
 
 

@@ -16,11 +16,14 @@ from typing import Any, Protocol
 
 from ontogeny.artifact import Artifact, Input, keyed, open_artifact
 from ontogeny.errors import DataError
-from ontogeny.evaluation.sweep import held_out_tasks
+from ontogeny.evaluation.catalog import resolve
+from ontogeny.evaluation.pack import build_pack, pack_config
 from ontogeny.order.plan import build_order, order_config
 from ontogeny.record import RECORD, Record, StageRecord, read_record, write_record
 from ontogeny.report.site import build_report, report_config, report_inputs
-from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, scores_folder
+from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
+from ontogeny.stages.evaluate import TASKS_STAGE, pack_tasks
+from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, still_to_ask
 from ontogeny.suite import Member, RunSettings, Suite
 from ontogeny.text.corpus import build_text, read_corpus, shard_files, text_inputs
 from ontogeny.tokens.encode import encode_files
@@ -77,6 +80,7 @@ class Growth:
     num_ranks: int = 1
     only_look: bool = False
     found: dict[str, Artifact] = field(default_factory=dict)
+    stages: dict[str, StageRecord] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> Artifact:
@@ -107,7 +111,7 @@ class Growth:
         return None
 
     def prepare(self) -> None:
-        """From text to orders."""
+        """From text to orders and tasks."""
         suite = self.suite
         text = self._stage(
             "text",
@@ -123,14 +127,13 @@ class Growth:
             self._store(text, corpus)
         for corpus in self._corpora():
             self._order(corpus)
+        self._tasks()
 
     def grow(self) -> None:
         """Train and score every member that is not done."""
         jobs = {job.member: job for job in self._jobs() if not self._stage_of_run(job)}
         for job in jobs.values():
             require_layout(Layout(self.num_ranks), job.settings)
-        if jobs:
-            self._require_tasks()
         for job in jobs.values():
             self._begin(job)
         run_jobs(
@@ -142,7 +145,12 @@ class Growth:
 
     def report(self) -> Artifact:
         """The page about everything that is done."""
-        home, record = self.home, self._record()
+        home = self.home
+        for name, stage in self.stages.items():
+            if stage.kind == KIND:  # more may have been asked meanwhile
+                digest = stage_digest(home, stage)
+                self.stages[name] = stage.model_copy(update={"digest": digest})
+        record = self._record()
         return self._stage(
             "report",
             "report",
@@ -218,32 +226,44 @@ class Growth:
             "order": found[f"orders/{member.corpus}"],
             "vocabulary": found["vocabulary"],
         }
+        pack = found[TASKS_STAGE].path.absolute()
         return Job(
+            row=member,
             settings=settings,
-            evaluation=self.suite.evaluation,
             run=keyed(place, "run", settings.resolved(), inputs),
             run_inputs=inputs,
             store=found[f"stores/{member.corpus}"].path,
             order=found[f"orders/{member.corpus}"].path,
-            held_out=found[f"stores/{HELD_OUT}"].path,
             vocabulary=found["vocabulary"].path,
-            scores=self._place(f"scores/{member.name}"),
+            tasks=tuple(resolve(pack_tasks(pack), [0], pack=pack)),
+            scores=ScoreStore(self.home / FOLDER),
             other_bits=self.other_bits,
             num_ranks=self.num_ranks,
         )
 
-    def _require_tasks(self) -> None:
-        """Find out before anything is trained whether the held-out text makes the tasks."""
-        held_out_tasks(
-            open_store(self.found[f"stores/{HELD_OUT}"].path),
-            open_vocabulary(self.found["vocabulary"].path),
-            self.suite.order.context_length,
-            self.suite.evaluation,
+    def _tasks(self) -> None:
+        """The questions made of the held-out text: text that gives none is told before training."""
+        suite, store = self.suite, self.found[f"stores/{HELD_OUT}"]
+        vocabulary, length = self.found["vocabulary"], suite.order.context_length
+        inputs = {"store": store, "vocabulary": vocabulary}
+        self._stage(
+            TASKS_STAGE,
+            TASKS_STAGE,
+            pack_config(suite.evaluation, length),
+            inputs,
+            lambda folder: build_pack(
+                open_store(store.path),
+                open_vocabulary(vocabulary.path),
+                length,
+                suite.evaluation,
+                folder,
+                inputs,
+            ),
         )
 
     def _stage_of_run(self, job: Job) -> bool:
         """Note a member's run and scores if both are done; whether they are."""
-        if not (job.run.exists() and open_run(job.run).is_finished and scores_folder(job).exists()):
+        if not (job.run.exists() and open_run(job.run).is_finished) or still_to_ask(job):
             return False
         self._finish(job)
         return True
@@ -253,10 +273,15 @@ class Growth:
         create_run(job.run, job.settings, job.run_inputs, tokenizer_files=files)
 
     def _finish(self, job: Job, outcome: Outcome | None = None) -> None:
-        run, scores = open_artifact(job.run, "run"), open_artifact(scores_folder(job), "scores")
         seconds = (outcome.train_seconds, outcome.score_seconds) if outcome else (None, None)
-        self._done(f"runs/{job.member}", run, seconds[0])
-        self._done(f"scores/{job.member}", scores, seconds[1])
+        self._done(f"runs/{job.member}", open_artifact(job.run, "run"), seconds[0])
+        self._note_scores(job.member, seconds[1])
+
+    def _note_scores(self, member: str, seconds: float | None) -> None:
+        store = ScoreStore(self.home / FOLDER)
+        self._note(
+            f"{FOLDER}/{member}", KIND, store.of_member(member), store.digest(member), seconds
+        )
 
     def _stage(
         self,
@@ -278,36 +303,30 @@ class Growth:
     def _done(self, name: str, artifact: Artifact, seconds: float | None) -> Artifact:
         """Note an artifact; `seconds` is what making it took, None if it was there."""
         self.found[name] = artifact
-        if self.only_look:
-            return artifact
-        path = artifact.path.relative_to(self.home).as_posix()
-        if seconds is not None:
-            self.seconds[path] = self.seconds.get(path, 0.0) + seconds
-        _link(self._place(name), artifact.path)
-        write_record(self.home, self._record())
-        self.watch.ended(name, self.seconds.get(path, 0.0), seconds is None)
+        self._note(name, artifact.kind, artifact.path, artifact.digest, seconds)
         return artifact
+
+    def _note(self, name: str, kind: str, folder: Path, digest: str, seconds: float | None) -> None:
+        path = folder.relative_to(self.home).as_posix()
+        spent = self.seconds.get(path, 0.0) + (seconds or 0.0)
+        self.stages[name] = StageRecord(
+            name=name, kind=kind, path=path, digest=digest, seconds=spent
+        )
+        if self.only_look:
+            return
+        self.seconds[path] = spent
+        _link(self._place(name), folder)
+        write_record(self.home, self._record())
+        self.watch.ended(name, spent, seconds is None)
 
     def _record(self) -> Record:
         """What is done, in the order of the flow and of the table, whoever finished first."""
         members = [member.name for member in self.suite.table()]
-        grown = [f"{room}/{name}" for name in members for room in ("runs", "scores")]
-        prepared = [name for name in self.found if name not in grown and name != "report"]
-        stages = []
-        for name in (*prepared, *grown, "report"):
-            if name in self.found:
-                artifact = self.found[name]
-                path = artifact.path.relative_to(self.home).as_posix()
-                stages.append(
-                    StageRecord(
-                        name=name,
-                        kind=artifact.kind,
-                        path=path,
-                        digest=artifact.digest,
-                        seconds=self.seconds.get(path, 0.0),
-                    )
-                )
-        return Record(suite=self.suite, stages=tuple(stages))
+        grown = [f"{room}/{name}" for name in members for room in ("runs", FOLDER)]
+        prepared = [name for name in self.stages if name not in grown and name != "report"]
+        names = (*prepared, *grown, "report")
+        stages = tuple(self.stages[name] for name in names if name in self.stages)
+        return Record(suite=self.suite, stages=stages)
 
     def _place(self, name: str) -> Path:
         return self.home / name

@@ -20,20 +20,23 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
-from ontogeny.artifact import Input, keyed
-from ontogeny.errors import OntogenyError, Stopped, TrainingError
-from ontogeny.evaluation.sweep import held_out_tasks, sweep_inputs, sweep_run
+from ontogeny.artifact import Input, open_artifact
+from ontogeny.errors import EvaluationError, OntogenyError, Stopped, TrainingError
+from ontogeny.evaluation.catalog import TaskRef
+from ontogeny.evaluation.sweep import Asked, Filled, fill
+from ontogeny.evaluation.weights import own_checkpoint
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import open_order
 from ontogeny.results import UpdateMetrics, parse_metrics
+from ontogeny.scores import ScoreStore
+from ontogeny.stages.evaluate import unasked
 from ontogeny.steps import METRICS
-from ontogeny.suite import EvaluationSettings, RunSettings
+from ontogeny.suite import Member, RunSettings
 from ontogeny.tokens.store import open_store
-from ontogeny.tokens.vocabulary import open_vocabulary
 from ontogeny.training.launch import launch
 from ontogeny.training.loop import train
-from ontogeny.training.machine import device, threads
 from ontogeny.training.run import open_run
+from ontogeny.workers import Workers
 
 REPORT_SECONDS = 0.2  # between two reports of one process
 POLL_SECONDS = 0.1
@@ -42,23 +45,23 @@ LEFT = 128 + signal.SIGINT  # the exit code of a process that was asked to leave
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One member: its run, what that is made from, and what its scores are to be called."""
+    """One member: its run, what that is made from, what it is asked, and where scores go."""
 
+    row: Member
     settings: RunSettings
-    evaluation: EvaluationSettings
     run: Path
     run_inputs: Mapping[str, Input]
     store: Path
     order: Path
-    held_out: Path
     vocabulary: Path
-    scores: Path  # without the key, which depends on the last checkpoint
+    tasks: tuple[TaskRef, ...]
+    scores: ScoreStore
     other_bits: bool
     num_ranks: int = 1
 
     @property
     def member(self) -> str:
-        return self.settings.member
+        return self.row.name
 
     @property
     def flops(self) -> float:
@@ -155,9 +158,7 @@ def _train_and_score(job: Job, sender: Connection) -> Outcome:
     if not open_run(job.run).is_finished:
         _train(job, _Reporter(sender, job.settings))
     trained = time.monotonic()
-    folder = scores_folder(job)
-    if not folder.exists():
-        score(job, folder, sender)
+    _score(job, sender)
     return Outcome(job.member, trained - began, time.monotonic() - trained)
 
 
@@ -202,30 +203,30 @@ def _following(metrics: Path, report: _Reporter) -> Iterator[None]:
         thread.join()
 
 
-def scores_folder(job: Job) -> Path:
-    """Where the scores of a finished run are."""
-    inputs = sweep_inputs(job.run, open_store(job.held_out))
-    return keyed(job.scores, "scores", job.evaluation.resolved(), inputs)
+def still_to_ask(job: Job) -> list[Asked]:
+    """What is missing of a finished run's scores, by what is on record of its checkpoints."""
+    run, size, corpus = open_artifact(job.run, "run"), job.row.size, job.row.corpus
+    steps = job.settings.steps
+    checkpoints = [own_checkpoint(run, step, size, corpus, rehash=False) for step in steps]
+    return unasked(job.scores, checkpoints, job.tasks, job.settings.training.threads)
 
 
-def score(job: Job, folder: Path, sender: Connection) -> None:
-    """Score every checkpoint of a finished run into `folder`."""
-    held_out, vocabulary = open_store(job.held_out), open_vocabulary(job.vocabulary)
-    length, steps = job.settings.shape.context_length, job.settings.steps
+def _score(job: Job, sender: Connection) -> None:
+    """Ask every checkpoint of a finished run what it was not asked yet."""
+    total, done, failures = len(job.settings.steps), 0, list[str]()
 
-    def observe(step: int) -> None:
-        sender.send(Report(job.member, "score", steps.index(step) + 1, len(steps)))
+    def observe(filled: Filled) -> None:
+        nonlocal done
+        done += 1
+        failures.extend(filled.failures)
+        sender.send(Report(job.member, "score", done, total))
 
-    with threads(job.settings.training.threads):
-        sweep_run(
-            job.run,
-            held_out_tasks(held_out, vocabulary, length, job.evaluation),
-            folder,
-            settings=job.evaluation,
-            inputs=sweep_inputs(job.run, held_out),
-            device=device(),
-            observe=observe,
-        )
+    with job.scores.locked(job.member, patiently=True):
+        asked = still_to_ask(job)
+        done = total - len(asked)
+        fill(job.scores, asked, Workers(), observe)
+    if failures:
+        raise EvaluationError(failures[0], found=f"{len(failures)} such tasks")
 
 
 class _Reporter:

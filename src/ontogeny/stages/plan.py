@@ -82,7 +82,9 @@ class SuitePlan:
     def score_seconds(self, members: Iterable[MemberPlan]) -> float:
         """Estimated seconds to score all checkpoints of members one after another."""
         settings = self.suite.evaluation
-        tokens = settings.held_out_tokens + settings.last_word_items * 64
+        pairs = settings.agreement_items + settings.word_order_items
+        tokens = settings.held_out_tokens + 64 * (settings.last_word_items + pairs)
+        tokens += 128 * settings.next_sentence_items  # four short options of one context
         flops = sum(
             one.num_checkpoints * tokens * one.settings.shape.flops_per_token for one in members
         )
@@ -151,7 +153,7 @@ def stage_rows(plan: SuitePlan, there: Collection[str]) -> tuple[list[str], list
     corpora = list(dict.fromkeys(one.member.corpus for one in plan.members))
     prepared = ["text", "vocabulary", *(f"stores/{name}" for name in (*corpora, "held-out"))]
     seconds = dict.fromkeys(prepared, text / len(prepared))
-    seconds |= {f"orders/{name}": 0.0 for name in corpora}
+    seconds |= {**{f"orders/{name}": 0.0 for name in corpora}, "tasks": 0.0}
     for one in plan.members:
         seconds[f"runs/{one.member.name}"] = plan.train_seconds([one])
         seconds[f"scores/{one.member.name}"] = plan.score_seconds([one])
