@@ -78,9 +78,7 @@ def answer(
     )
     tally = Tally(len(requests))
     with exact_products(dtype):
-        past = (
-            model.past(_on(model, [prefix]), dtype) if prefix else [None] * model.shape.num_layers
-        )
+        past = model.past(_on(model, prefix), dtype) if prefix else [None] * model.shape.num_layers
         for batch in batches(rows):
             _score(model, dtype, batch, past, tally, greedy=greedy)
     return tally.answers(greedy=greedy)
@@ -192,8 +190,8 @@ def _trees(model: NeoX, rows: Sequence[Row], dtype: torch.dtype) -> Trees:
     depths[is_token] = np.concatenate([row.depths for row in rows])
     ends[is_token] = np.concatenate([row.ends for row in rows])
     sees = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [B, T, T]
-    mask = torch.zeros((len(rows), 1, time, time), dtype=dtype)
-    mask.masked_fill_(torch.from_numpy(~sees[:, None]), -torch.inf)
+    mask = torch.zeros((len(rows), time, time), dtype=dtype)
+    mask.masked_fill_(torch.from_numpy(~sees), -torch.inf)
     stem = min(row.stem if row.stem < len(row.tokens) else time for row in rows)
     kept = np.flatnonzero(is_token)
     on = partial(_on, model)

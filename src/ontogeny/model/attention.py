@@ -50,9 +50,9 @@ class Trees:
 
     The N tokens lie one row after another; `spread` [B, T] has the number of each, and any number
     behind the end of a row, `kept` [N] their places in that. `depths` [B, T] are places in the
-    text. `mask` [B, 1, T, T] is 0 where a token (row) sees another (column), else minus infinity,
+    text. `mask` [B, T, T] is 0 where a token (row) sees another (column), else minus infinity,
     in the dtype of the arithmetic. The first `stem` tokens of every row are a chain. `past`:
-    rotated keys and values [1, H, P, D] of the layer, if any.
+    rotated keys and values [H, P, D] of the layer, if any.
     """
 
     spread: Tensor
@@ -71,29 +71,32 @@ def tree_attention(packed: Tensor, cos: Tensor, sin: Tensor, trees: Trees) -> Te
     if stem:
         out[:, :stem] = causal_attention(qkv[:, :stem], cos[0, :stem], sin[0, :stem])
     if stem < time:
-        _attend_in_branches(qkv, cos[:, None], sin[:, None], trees, out)
+        q, k, v = (part.permute(2, 0, 1, 3) for part in qkv.chunk(3, dim=-1))  # [H, B, T, D] each
+        q, k = rotate(q, cos, sin).mul_(1 / math.sqrt(q.shape[-1])), rotate(k, cos, sin)
+        for start in range(stem, time, BLOCK):
+            rows = slice(start, min(start + BLOCK, time))
+            out[:, rows] = _see(q[:, :, rows], k, v, rows, trees).permute(1, 2, 0, 3)
     return out.flatten(0, 1)[trees.kept]
 
 
-def _attend_in_branches(qkv: Tensor, cos: Tensor, sin: Tensor, trees: Trees, out: Tensor) -> None:
-    """Fill in what the tokens behind the stem see, or all of them where there is a past."""
-    time, start = qkv.shape[1], 0 if trees.past else trees.stem
-    q, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))  # [B, H, T, D] each
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    if trees.past:
-        old_k, old_v = (part.expand(len(q), -1, -1, -1) for part in trees.past)
-        k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
-    past = k.shape[2] - time
-    for first in range(start, time, BLOCK):
-        rows, seen = slice(first, min(first + BLOCK, time)), min(first + BLOCK, time)
-        scores = q[:, :, rows] @ k[:, :, : past + seen].transpose(2, 3)
-        scores.mul_(1 / math.sqrt(q.shape[-1]))[..., past:] += trees.mask[:, :, rows, :seen]
-        weights = torch.softmax(scores, dim=-1)
-        out[:, rows] = (weights @ v[:, :, : past + seen]).transpose(1, 2)
+def _see(q: Tensor, k: Tensor, v: Tensor, rows: slice, trees: Trees) -> Tensor:
+    """What a block of scaled queries [H, B, rows, D] sees of the rows up to its end, and the past.
+
+    All rows meet the keys of the past in one product.
+    """
+    k, v, mask = k[:, :, : rows.stop], v[:, :, : rows.stop], trees.mask[:, rows, : rows.stop]
+    scores = (q @ k.transpose(2, 3)).add_(mask)
+    if trees.past is None:
+        return torch.softmax(scores, dim=-1) @ v
+    old_k, old_v = trees.past
+    old_scores = (q.flatten(1, 2) @ old_k.transpose(1, 2)).unflatten(1, q.shape[1:3])
+    weights = torch.softmax(torch.cat((old_scores, scores), dim=-1), dim=-1)
+    old, new = weights.split((old_k.shape[1], rows.stop), dim=-1)
+    return (old.flatten(1, 2) @ old_v).unflatten(1, q.shape[1:3]) + new @ v
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first R of the last dimension of x [B, H, T, D] in planes (j, j + R/2)."""
+    """Turn the first R of the last dimension of x [..., T, D] in planes (j, j + R/2)."""
     size = cos.shape[-1]
     first, second = x[..., : size // 2], x[..., size // 2 : size]
     turned = torch.cat((-second, first), dim=-1)

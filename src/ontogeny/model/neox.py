@@ -64,9 +64,9 @@ class Attention(nn.Module):
         return self.dense(causal_attention(qkv, cos, sin).flatten(2))
 
     def past(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotated keys, and values, [B, H, T, D] each: all that later tokens need of x."""
+        """Rotated keys, and values, [H, T, D] each: all that later tokens need of x [T, W]."""
         qkv = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_size))
-        _, k, v = (part.transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        _, k, v = (part.transpose(0, 1) for part in qkv.chunk(3, dim=-1))
         return rotate(k, cos, sin), v
 
 
@@ -136,12 +136,12 @@ class NeoX(nn.Module):
         return self.final_layer_norm(x)
 
     def past(self, tokens: Tensor, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """What later tokens need of these [B, T], for every layer (`Trees.past`). No gradient."""
-        cos, sin = rotary_tables(self.shape, tokens.shape[1], dtype, tokens.device)
-        x = self.embed_in(tokens).to(dtype)
+        """What later tokens need of these [T], for every layer (`Trees.past`). No gradient."""
+        cos, sin = rotary_tables(self.shape, len(tokens), dtype, tokens.device)
+        x = self.embed_in(tokens[None]).to(dtype)
         found = []
         for layer in cast("Iterable[Block]", self.layers):
-            found.append(layer.attention.past(layer.input_layernorm(x), cos, sin))
+            found.append(layer.attention.past(layer.input_layernorm(x[0]), cos, sin))
             x = layer(x, cos, sin)
         return found
 
