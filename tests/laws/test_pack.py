@@ -33,6 +33,7 @@ from ontogeny.evaluation.sentences import (
 )
 from ontogeny.evaluation.tasks import NotFiniteError
 from ontogeny.model.init import initial_model
+from ontogeny.model.neox import NeoX
 from ontogeny.results import Score
 from ontogeny.scores import Place
 from ontogeny.shape import Shape
@@ -100,12 +101,16 @@ def pack(
     return build_pack(store, vocabulary, CONTEXT, ALL, folder, {"store": store.artifact})
 
 
-@pytest.fixture(scope="module")
-def scorer(vocabulary: Vocabulary) -> NeoXScorer:
+def small_model() -> NeoX:
     shape = Shape(
         num_layers=1, hidden_size=16, num_heads=2, vocab_size=384, context_length=CONTEXT
     )  # fmt: skip
-    return NeoXScorer(initial_model(shape, "small-wang", 0), vocabulary, torch.float32)
+    return initial_model(shape, "small-wang", 0)
+
+
+@pytest.fixture(scope="module")
+def scorer(vocabulary: Vocabulary) -> NeoXScorer:
+    return NeoXScorer(small_model(), vocabulary, torch.float32)
 
 
 def task_of(
@@ -287,6 +292,7 @@ VERDICTS = {
     "The stones, are wet here too.": [],
     "Is this what he is saying here.": ["is"],
     "Here there is.": [],
+    "The value of x[0] is what they want.": [],
 }
 
 
@@ -369,16 +375,20 @@ def test_choices_are_those_of_one_option_at_a_time(
     check_places(scores)
 
 
-def test_the_greedy_word_is_right(
-    pack: Artifact, vocabulary: Vocabulary, scorer: NeoXScorer
-) -> None:
+def test_the_greedy_word_is_right(pack: Artifact, vocabulary: Vocabulary) -> None:
+    """Of a model that always says one token, right are the last words that are this token."""
     task = open_task(pack.path, "last-word")
-    _, items = task.measure(scorer, PLACE)
-    for (request,), item in zip(task.requests(vocabulary), items, strict=True):
-        with torch.no_grad():
-            logits = scorer.model(torch.tensor([(request.context + request.target)[:-1]]))[0]
-        likeliest = logits[len(request.context) - 1 :].argmax(dim=-1)
-        assert item.metrics["acc"] == float(tuple(likeliest.tolist()) == request.target)
+    targets = [request.target for (request,) in task.requests(vocabulary)]
+    (said,), _ = Counter(target for target in targets if len(target) == 1).most_common(1)[0]
+    model = small_model()
+    with torch.no_grad():
+        model.final_layer_norm.weight.zero_()
+        model.final_layer_norm.bias.fill_(1.0)
+        model.embed_out.weight[said] = 1.0
+    scores, items = task.measure(NeoXScorer(model, vocabulary, torch.float32), PLACE)
+    assert [item.metrics["acc"] for item in items] == [float(one == (said,)) for one in targets]
+    assert scores[0].metric == "acc"
+    assert scores[0].value == targets.count((said,)) / len(targets) > 0
 
 
 def test_questions_are_what_a_model_reads(pack: Artifact, vocabulary: Vocabulary) -> None:
@@ -515,10 +525,7 @@ def test_a_task_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
 
 
 def test_an_answer_that_is_no_number_names_its_item(pack: Artifact, vocabulary: Vocabulary) -> None:
-    shape = Shape(
-        num_layers=1, hidden_size=16, num_heads=2, vocab_size=384, context_length=CONTEXT
-    )  # fmt: skip
-    model = initial_model(shape, "small-wang", 0)
+    model = small_model()
     with torch.no_grad():
         model.embed_out.weight[7] = float("nan")
     broken = NeoXScorer(model, vocabulary, torch.float32)

@@ -126,7 +126,7 @@ def word_orders(texts: Iterable[Text]) -> Iterator[Question]:
         for count, words in _pair_sentences(text):
             places = [
                 place
-                for place in range(1, len(words) - 2)
+                for place in range(len(words) - 1)  # the ends of a sentence are no small words
                 if SMALL_WORD.fullmatch(words[place])
                 and SMALL_WORD.fullmatch(words[place + 1])
                 and words[place] != words[place + 1]
