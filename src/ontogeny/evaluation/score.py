@@ -80,7 +80,7 @@ def answer(
     with exact_products(dtype):
         past = model.past(_on(model, prefix), dtype) if prefix else [None] * model.shape.num_layers
         for batch in batches(rows):
-            _score(model, dtype, batch, past, tally, greedy=greedy)
+            _score(model, dtype, batch, past, tally)
     return tally.answers(greedy=greedy)
 
 
@@ -139,11 +139,10 @@ class Tally:
         self.scores = np.zeros(num_requests)
         self.misses = np.zeros(num_requests, int)
 
-    def add(self, numbers: np.ndarray, scores: Tensor, hits: Tensor | None) -> None:
+    def add(self, numbers: np.ndarray, scores: Tensor, hits: Tensor) -> None:
         """Add a token's score to that of its request, for each of `numbers`."""
         np.add.at(self.scores, numbers, scores.double().cpu().numpy())
-        if hits is not None:
-            np.add.at(self.misses, numbers, ~hits.cpu().numpy())
+        np.add.at(self.misses, numbers, ~hits.cpu().numpy())
 
     def answers(self, *, greedy: bool) -> list[Answer]:
         found = zip(self.scores.tolist(), (self.misses == 0).tolist(), strict=True)
@@ -156,8 +155,6 @@ def _score(
     rows: Sequence[Row],
     past: Sequence[tuple[Tensor, Tensor] | None],
     tally: Tally,
-    *,
-    greedy: bool,
 ) -> None:
     """Read a batch of rows and score their targets."""
     trees = _trees(model, rows, dtype)
@@ -174,7 +171,6 @@ def _score(
         model.embed_out.weight,
         _on(model, numbers),
         _on(model, scored[:, 2]),
-        greedy=greedy,
     )
     tally.add(scored[:, 0], scores, hits)
 

@@ -49,29 +49,31 @@ def log_likelihoods(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return result
 
 
-def choices(
-    hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor, *, greedy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Of targets [P] after rows [P] of `hidden`: log-likelihoods, and if asked, which are greedy.
+def choices(hidden: Tensor, weight: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Of targets [P] after rows [P] of `hidden`: log-likelihoods, and which are the greedy choice.
 
-    `rows` ascend; logits of a row are computed once. Of equal ones the first is greedy.
+    `rows` ascend; logits of a row are computed once. No gradient.
     """
     matrix = weight.to(hidden.dtype)
-    scores = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    hits = torch.zeros_like(scores, dtype=torch.bool) if greedy else None
     parts = _parts(hidden, matrix)
     buffer = hidden.new_empty(parts[0].stop if parts else 0, len(matrix))
+    found = []
     for part in parts:
         logits = torch.mm(hidden[part], matrix.T, out=buffer[: part.stop - part.start])
         start, stop = (int(torch.searchsorted(rows, edge)) for edge in (part.start, part.stop))
-        places, wanted = rows[start:stop] - part.start, targets[start:stop]
-        chosen = logits[places, wanted].float()
-        highest, log_sums = _highest_and_log_sums(logits)
-        scores[start:stop] = chosen - highest[places] - log_sums[places]
-        if hits is not None:
-            likely = (chosen == highest[places]).nonzero().squeeze(1)  # few: the search is slow
-            hits[start + likely] = logits[places[likely]].argmax(dim=1) == wanted[likely]
-    return scores, hits
+        found.append(choices_of(logits, rows[start:stop] - part.start, targets[start:stop]))
+    scores, hits = zip(*found, strict=True)
+    return torch.cat(scores), torch.cat(hits)
+
+
+def choices_of(logits: Tensor, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of logits [N, V]; of equal ones the first is greedy."""
+    highest, log_sums = _highest_and_log_sums(logits)
+    chosen = logits[rows, targets].float()
+    hits = chosen == highest[rows]
+    equal = hits.nonzero().squeeze(1)  # few, as finding the first is slow
+    hits[equal] = logits[rows[equal]].argmax(dim=1) == targets[equal]
+    return chosen - highest[rows] - log_sums[rows], hits
 
 
 class LinearCrossEntropy(torch.autograd.Function):
