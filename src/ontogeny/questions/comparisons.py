@@ -62,7 +62,7 @@ def emergences(scores: Scores, **only: Unpack[Selection]) -> pd.DataFrame:
     asked = scores.scores(**only)
     asked = asked.assign(level=asked[["chance", "majority"]].max(axis=1)).dropna(subset="level")
     if not len(asked):
-        raise EvaluationError("nothing of this has a chance level", fix="--metric 'acc*'")
+        raise EvaluationError("has no level to be above", expected="accuracies of tasks of choices")
     rows = []
     for (member, task, shots), curves in asked.groupby(["member", *CELL]):
         steps = sorted(set(curves["step"].tolist()))

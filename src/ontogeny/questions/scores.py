@@ -63,9 +63,10 @@ class Scores:
     store: ScoreStore
 
     def scores(self, **only: Unpack[Selection]) -> pd.DataFrame:
-        """Score rows, by member and step; the columns are the fields of `Score`, NaN for None.
+        """Score rows, small members first, by step; the columns are the fields of `Score`.
 
-        Raises EvaluationError for names, steps or shots of which there is nothing.
+        A level that there is not is NaN. Raises EvaluationError for names, steps or shots of which
+        there is nothing.
         """
         frame = self._scores
         for column in ("member", "task", "metric"):
@@ -142,7 +143,11 @@ class Scores:
 
     @cached_property
     def _scores(self) -> pd.DataFrame:
-        return self._ask("select * from scores")
+        frame, places = self._ask("select * from scores"), self.places
+        sizes = dict(zip(places["member"], places["num_parameters"], strict=True))
+        return frame.sort_values(
+            "member", key=lambda names: names.map(sizes), kind="stable", ignore_index=True
+        )
 
     @cached_property
     def _tables(self) -> duckdb.DuckDBPyConnection:
