@@ -43,7 +43,7 @@ HELD_OUT, LAST_WORD, NEXT_SENTENCE = "held-out", "last-word", "next-sentence"
 AGREEMENT, WORD_ORDER = "agreement", "word-order"
 TASKS = (HELD_OUT, LAST_WORD, NEXT_SENTENCE, AGREEMENT, WORD_ORDER)
 RULES = "ontogeny 1"  # counts the changes of what is asked for the same settings
-READ_TOKENS = 1 << 18  # of a source, where the held-out store is that of a large corpus
+READ_TOKENS = 1 << 17  # of a source, where the held-out store is that of a large corpus
 
 
 def pack_config(settings: EvaluationSettings, context_length: int) -> dict[str, Any]:
