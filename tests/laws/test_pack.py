@@ -299,7 +299,7 @@ VERDICTS = {
 @pytest.mark.parametrize("sentence", VERDICTS)
 def test_only_verbs_that_agree_are_exchanged(sentence: str) -> None:
     found = []
-    for question in agreements([Text("t", "s", f"{sentence}\n")]):
+    for question in agreements(Text("t", "s", f"{sentence}\n")):
         right, wrong = (option.split() for option in question.options)
         found += [one for one, other in zip(right, wrong, strict=True) if one != other]
     assert found == VERDICTS[sentence]
@@ -315,7 +315,7 @@ def test_no_form_of_a_verb_is_right_more_often_than_its_other(pack: Artifact) ->
     )
     assert sum(forms.values()) > 20
     assert all(forms[form] == forms[OTHER_FORM[form]] for form in forms)
-    every = list(agreements([Text(name, "s", text) for name, text in TEXTS.items()]))
+    every = [one for name in TEXTS for one in agreements(Text(name, "s", TEXTS[name]))]
     assert len(questions) <= len([*balanced(every)]) < len(every)
 
 

@@ -27,6 +27,7 @@ from ontogeny.evaluation.sentences import (
     Text,
     agreements,
     balanced,
+    in_turn,
     last_words,
     next_sentences,
     word_orders,
@@ -209,11 +210,12 @@ def _questions(
     share = settings.held_out_tokens // max(1, len(store.source_names))
     read = _read_documents(store, vocabulary, max(share, READ_TOKENS))
     texts = [Text(question.id, question.source, question.options[0]) for question in read]
+    pairs = filter(fits, in_turn(map(agreements, texts)))
     made = {
-        LAST_WORD: (settings.last_word_items, filter(fits, last_words(texts))),
+        LAST_WORD: (settings.last_word_items, filter(fits, in_turn(map(last_words, texts)))),
         NEXT_SENTENCE: (settings.next_sentence_items, filter(fits, next_sentences(texts))),
-        AGREEMENT: (settings.agreement_items, balanced(filter(fits, agreements(texts)))),
-        WORD_ORDER: (settings.word_order_items, filter(fits, word_orders(texts))),
+        AGREEMENT: (settings.agreement_items, balanced(pairs)),
+        WORD_ORDER: (settings.word_order_items, filter(fits, in_turn(map(word_orders, texts)))),
     }
     return {HELD_OUT: _read_documents(store, vocabulary, share)} | {
         name: [_placed(question, place) for place, question in enumerate(islice(found, number))]

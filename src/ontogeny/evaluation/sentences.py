@@ -68,17 +68,13 @@ class Question:
     gold: int = 0
 
 
-def last_words(texts: Iterable[Text]) -> Iterator[Question]:
+def last_words(text: Text) -> Iterator[Question]:
     """Passages without their last word."""
-
-    def of(text: Text) -> Iterator[Question]:
-        for count, passage in enumerate(_passages(text.text)):
-            match = LAST_WORD.match(passage)
-            if match is not None:
-                word = f" {match['word']}"
-                yield Question(f"{text.id}:{count}", text.source, match["context"], (word,))
-
-    return _in_turn(map(of, texts))
+    for count, passage in enumerate(_passages(text.text)):
+        match = LAST_WORD.match(passage)
+        if match is not None:
+            word = f" {match['word']}"
+            yield Question(f"{text.id}:{count}", text.source, match["context"], (word,))
 
 
 def next_sentences(texts: Iterable[Text]) -> Iterator[Question]:
@@ -99,44 +95,48 @@ def next_sentences(texts: Iterable[Text]) -> Iterator[Question]:
             drawn = sorted(others, key=lambda other: _draw(question.id, other))
             yield replace(question, options=(*question.options, *drawn[: NUM_OPTIONS - 1]))
 
-    return chain.from_iterable(map(with_others, _in_turn(map(iter, rights))))
+    return chain.from_iterable(map(with_others, in_turn(map(iter, rights))))
 
 
-def agreements(texts: Iterable[Text]) -> Iterator[Question]:
+def agreements(text: Text) -> Iterator[Question]:
     """Sentences against themselves with one verb in the other number.
 
     The verb is a form of `be`, `have` or `do` after a word that may be its subject, in a sentence
     that asks nothing; forms of `be` in the past only where no conditional can be meant.
     """
-
-    def of(text: Text) -> Iterator[Question]:
-        for count, words in _pair_sentences(text):
-            for place in range(1, len(words) - 1):
-                if not words[-1].rstrip("\"')]").endswith("?") and _agrees(words, place):
-                    wrong = [*words[:place], OTHER_FORM[words[place]], *words[place + 1 :]]
-                    yield _pair(text, f"{count}.{place}", words, wrong)
-
-    return _in_turn(map(of, texts))
+    for count, words in _pair_sentences(text):
+        for place in range(1, len(words) - 1):
+            if not words[-1].rstrip("\"')]").endswith("?") and _agrees(words, place):
+                wrong = [*words[:place], OTHER_FORM[words[place]], *words[place + 1 :]]
+                yield _pair(text, f"{count}.{place}", words, wrong)
 
 
-def word_orders(texts: Iterable[Text]) -> Iterator[Question]:
+def word_orders(text: Text) -> Iterator[Question]:
     """Sentences against themselves with two neighbours exchanged, neither the first nor last."""
+    for count, words in _pair_sentences(text):
+        places = [
+            place
+            for place in range(len(words) - 1)  # the ends of a sentence are no small words
+            if SMALL_WORD.fullmatch(words[place])
+            and SMALL_WORD.fullmatch(words[place + 1])
+            and words[place] != words[place + 1]
+        ]
+        if places:
+            at = min(places, key=lambda place: _draw(f"{text.id}:{count}", str(place)))
+            wrong = [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
+            yield _pair(text, str(count), words, wrong)
 
-    def of(text: Text) -> Iterator[Question]:
-        for count, words in _pair_sentences(text):
-            places = [
-                place
-                for place in range(len(words) - 1)  # the ends of a sentence are no small words
-                if SMALL_WORD.fullmatch(words[place])
-                and SMALL_WORD.fullmatch(words[place + 1])
-                and words[place] != words[place + 1]
-            ]
-            if places:
-                at = min(places, key=lambda place: _draw(f"{text.id}:{count}", str(place)))
-                wrong = [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
-                yield _pair(text, str(count), words, wrong)
 
-    return _in_turn(map(of, texts))
+def in_turn(documents: Iterable[Iterator[Question]]) -> Iterator[Question]:
+    """One question of each document, then the next of each, as long as any has one."""
+    waiting = list(documents)
+    while waiting:
+        left = []
+        for questions in waiting:
+            for question in islice(questions, 1):
+                left.append(questions)
+                yield question
+        waiting = left
 
 
 def balanced(questions: Iterable[Question]) -> Iterator[Question]:
@@ -170,14 +170,10 @@ def _agrees(words: Sequence[str], place: int) -> bool:
 
 
 def _pair_sentences(text: Text) -> Iterator[tuple[int, list[str]]]:
-    for count, sentence in enumerate(_sentences(text.text)):
+    for count, sentence in enumerate(chain.from_iterable(_runs(text.text))):
         words = sentence.split()
         if len(words) in PAIR_WORDS:
             yield count, words
-
-
-def _sentences(text: str) -> Iterator[str]:
-    return (sentence for run in _runs(text) for sentence in run)
 
 
 def _runs(text: str) -> Iterator[list[str]]:
@@ -224,18 +220,6 @@ def _context(before: Sequence[str]) -> list[str]:
 def _draw(*names: str) -> str:
     """A number that is as good as drawn, the same wherever the same is drawn."""
     return digest_bytes("\0".join(names).encode())
-
-
-def _in_turn(iterators: Iterable[Iterator[Question]]) -> Iterator[Question]:
-    """One question of each document, then the next of each, as long as any has one."""
-    documents = list(iterators)
-    while documents:
-        left = []
-        for questions in documents:
-            for question in islice(questions, 1):
-                left.append(questions)
-                yield question
-        documents = left
 
 
 def _passages(text: str) -> Iterator[str]:
