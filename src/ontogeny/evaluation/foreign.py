@@ -151,7 +151,9 @@ def _packed_vocabulary(path: Path) -> Vocabulary:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, local_files_only=True
+        )
         return Vocabulary(tokenizer.backend_tokenizer.to_str(), path)
     except UNREADABLE as error:
         raise EvaluationError(f"no tokenizer could be read ({error})", where=path) from error
