@@ -49,15 +49,15 @@ def scores(
     from ontogeny.questions.scores import open_scores
 
     questions = {"--compare": compare, "--emergence": emergence, "--seeds": seeds, "--sql": sql}
-    asked = [name for name, value in questions.items() if value]
+    asked = [name for name, value in questions.items() if value not in (None, False)]
     if len(asked) > 1:
         raise ConfigError("one question at a time", found=" and ".join(asked))
     only: Selection = {"member": member, "task": task, "metric": metric, "shots": shots}
     only["steps"] = _steps(steps or ("all" if emergence else "last"))
     opened = open_scores(path)
-    if sql:
+    if sql is not None:
         frame = opened.sql(sql)
-    elif compare:
+    elif compare is not None:
         frame = compare_two(opened, *_pair(compare), **only)
     elif emergence:
         frame = emergences(opened, **only)
@@ -68,7 +68,7 @@ def scores(
     if csv is not None:
         _write(frame, csv)
     elif asked:
-        _print(frame, ".6g" if sql else ".3f")
+        _print(frame, ".3f" if sql is None else ".6g")
     else:
         _print_scores(frame)
 

@@ -107,21 +107,23 @@ def seed_bands(scores: Scores, **only: Unpack[Selection]) -> pd.DataFrame:
 
 def _checkpoints(scores: Scores, *names: str) -> list[tuple[str, int]]:
     """The members and steps that two names mean. Raises EvaluationError for what is not there."""
-    there, chosen = scores.store.places(), []
+    members, there = scores.store.members(), scores.store.places()
     parts = [name.partition("@") for name in names]
+    for member, *_ in parts:
+        if member not in members:
+            fix = nearest(member, members)
+            listed = f"one of {', '.join(members)}"
+            raise EvaluationError(f"no member {member!r}", expected=listed, fix=fix)
     shared = set.intersection(*({step for one, step in there if one == name[0]} for name in parts))
-    usual = next((step for *_, step in parts if step), str(max(shared, default="?")))
+    usual = next((step for *_, step in parts if step), max(shared, default="of both"))
+    chosen = []
     for member, _, step in parts:
-        known = {f"{one}@{number}": number for one, number in there if one == member}
+        known = {f"{one}@{number}": (one, number) for one, number in there if one == member}
         wanted = f"{member}@{step or usual}"
         if wanted not in known:
-            members = scores.store.members()
-            raise EvaluationError(
-                f"no scores of {wanted}" if known else f"no member {member!r}",
-                expected=f"one of {', '.join(known or members)}",
-                fix=None if known else nearest(member, members),
-            )
-        chosen.append((member, known[wanted]))
+            listed = f"one of {', '.join(known)}"
+            raise EvaluationError(f"no scores of {wanted}", expected=listed)
+        chosen.append(known[wanted])
     if chosen[0] == chosen[1]:
         raise EvaluationError("a checkpoint compared with itself", found=wanted)
     return chosen
