@@ -73,6 +73,13 @@ def load_harness_task(name: str, shots: int, data: Sequence[str], limit: int | N
 
     Raises EvaluationError for data that is missing or that the task's prompts do not fit.
     """
+    if HUB in data and len(data) > 1:
+        raise EvaluationError(
+            "tasks are read from folders or from the hub",
+            where="--data",
+            expected="one or the other",
+            found=" ".join(data),
+        )
     config = _index(name)[name].cfg
     evaluated = config.get("test_split") or config.get("validation_split")
     if not evaluated:

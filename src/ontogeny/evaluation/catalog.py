@@ -98,9 +98,10 @@ def _harness() -> ModuleType:
     try:
         return import_module("ontogeny.evaluation.benchmarks")
     except ModuleNotFoundError as error:
-        if error.name in ("lm_eval", "datasets"):
-            raise EvaluationError(
-                "benchmark tasks need lm-eval, which is not installed",
-                fix='pip install "ontogeny[eval]"',
-            ) from error
-        raise
+        if (error.name or "").startswith("ontogeny"):
+            raise
+        raise EvaluationError(
+            "benchmark tasks need lm-eval, which is not installed",
+            found=f"no {error.name}",
+            fix='pip install "ontogeny[eval]"',
+        ) from error

@@ -120,10 +120,11 @@ class OntogenyLM(TemplateLM):  # type: ignore[misc]
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else until
         ids, text = [], ""
-        prompt = self.tok_encode(context)[-room:] or (self.prefix_token_id,)
+        prompt = self.tok_encode(context) or (self.prefix_token_id,)
+        self.num_cut += len(prompt) > room
         vocabulary = scorer.vocabulary
         for token in continue_text(
-            scorer.model, prompt, num_tokens, scorer.dtype, end=vocabulary.eod
+            scorer.model, prompt[-room:], num_tokens, scorer.dtype, end=vocabulary.eod
         ):
             ids.append(token)
             text = vocabulary.decode(ids)

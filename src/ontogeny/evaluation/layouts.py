@@ -32,7 +32,8 @@ def winograd_pairs(rows: list[Row]) -> list[Row]:
     found = []
     for row in rows:
         first, second = row["context_options"]
-        words = zip(first.split(" "), second.split(" "), strict=False)
+        # The last word is in the readings, though one be the beginning of the other.
+        words = zip(first.split(" ")[:-1], second.split(" ")[:-1], strict=False)
         begin = sum(len(one) + 1 for one, _ in takewhile(lambda pair: pair[0] == pair[1], words))
         found.append(
             {
