@@ -194,7 +194,7 @@ def test_a_suite_opens_in_python(home: Path) -> None:
     first = member.vocabulary().decode(member.batch(0)[0, :3].tolist())
     assert member.seen(first, before=1)["count"] >= 1
     assert member.vocabulary().size == 300
-    assert {score.member for score in member.scores()} == {"two"}
+    assert set(member.scores()["member"]) == {"two"}
     with pytest.raises(ConfigError, match="did you mean 'runs/two'"):
         suite.member("twoo")
     with pytest.raises(ConfigError, match="not the folder of a suite"):

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+import pandas as pd
 
 from ontogeny.checkpoints.store import load_checkpoint
 from ontogeny.model.neox import NeoX
+from ontogeny.questions.comparisons import compare, emergences, seed_bands
 from ontogeny.questions.materials import open_materials
+from ontogeny.questions.scores import Scores, Selection, open_scores
 from ontogeny.questions.seen import Memory
 from ontogeny.questions.sources import open_source
 from ontogeny.record import Record, read_record
-from ontogeny.results import Score, UpdateMetrics, read_metrics
-from ontogeny.scores import FOLDER, ScoreStore
+from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.steps import METRICS, list_steps, step_folder
 from ontogeny.suite import RunSettings
 from ontogeny.tokens.store import DocumentStore, open_store
@@ -72,8 +74,10 @@ class OpenMember:
         """What was logged of every update."""
         return read_metrics(self.run / METRICS)
 
-    def scores(self) -> list[Score]:
-        return ScoreStore(self.suite.home / FOLDER).scores(self.name)
+    def scores(self, **only: Unpack[Selection]) -> pd.DataFrame:
+        """What was measured of it; chosen as of a suite."""
+        own: Selection = {**only, "member": self.name}
+        return self.suite.scores(**own)
 
     def batch(self, update: int) -> np.ndarray:
         """The rows that took the member from step `update` to the next: int64 [rows, T + 1]."""
@@ -105,6 +109,35 @@ class OpenSuite:
         """A member by its name. Raises ConfigError naming the nearest if there is none."""
         self.record.stage(f"runs/{name}")
         return OpenMember(self, name)
+
+    @property
+    def measured(self) -> Scores:
+        """Its scores as they are now, to be asked for; see `ontogeny.questions.scores`."""
+        return open_scores(self.home)
+
+    def scores(self, **only: Unpack[Selection]) -> pd.DataFrame:
+        """Score rows; names or patterns of `member`, `task`, `metric` choose, `steps`, `shots`."""
+        return self.measured.scores(**only)
+
+    def items(self, **only: Unpack[Selection]) -> pd.DataFrame:
+        """What every item gave, chosen likewise: a column for each metric."""
+        return self.measured.items(**only)
+
+    def sql(self, query: str) -> pd.DataFrame:
+        """What a query makes of `scores`, `items`, `places` and `cells`."""
+        return self.measured.sql(query)
+
+    def compare(self, a: str, b: str, **only: Unpack[Selection]) -> pd.DataFrame:
+        """How two members, or `MEMBER@STEP`, answered the same items, and whether it differs."""
+        return compare(self.measured, a, b, **only)
+
+    def emergence(self, **only: Unpack[Selection]) -> pd.DataFrame:
+        """From which step on scores stay above chance and the commonest answer."""
+        return emergences(self.measured, **only)
+
+    def seeds(self, **only: Unpack[Selection]) -> pd.DataFrame:
+        """How members scatter that differ in their seed alone."""
+        return seed_bands(self.measured, **only)
 
     def store(self, corpus: str) -> DocumentStore:
         """The tokens of `standard`, `deduped` or `held-out`."""

@@ -21,7 +21,7 @@ from ontogeny.config import nearest
 from ontogeny.errors import EvaluationError
 from ontogeny.intervals import told_from
 from ontogeny.results import ITEMS, SCORES, Item, Score
-from ontogeny.scores import Cell, Place, ScoreStore
+from ontogeny.scores import FOLDER, Cell, Place, ScoreStore
 
 LAST, ALL = "last", "all"
 COLUMNS = {
@@ -45,7 +45,7 @@ class Selection(TypedDict, total=False):
 
 def open_scores(path: Path) -> Scores:
     """The scores in a folder, or of the suite or run in it. Raises EvaluationError for none."""
-    for folder in (path / "scores", path):
+    for folder in (path / FOLDER, path):
         if (store := ScoreStore(folder)).places():
             return Scores(store)
     raise EvaluationError(
