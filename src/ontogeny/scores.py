@@ -213,7 +213,7 @@ class ScoreStore:
 def stage_digest(home: Path, stage: StageRecord) -> str:
     """The identity of what lies where a suite's stage is. Raises DataError if it is damaged."""
     path = home / stage.path
-    if stage.kind == KIND:
+    if stage.kind == KIND and path.is_dir():
         return ScoreStore(path.parent).digest(path.name.removeprefix("member="))
     return read_manifest(path).digest
 

@@ -271,7 +271,9 @@ def test_a_suite_that_is_not_what_its_record_says(home: Path, tmp_path: Path) ->
     shutil.rmtree(copy / "scores" / scores)
     problems = [(Path(fault.place).name, fault.problem) for fault in faults(copy)]
     assert (scores, "not an artifact; expected a folder with manifest.json") in problems
-    shutil.copytree(home / "scores/one-deduped", copy / "scores" / scores)
+    shutil.copytree(home / "scores" / scores, copy / "scores" / scores)
+    assert len(faults(copy)) == 1
+    shutil.rmtree(copy / "scores" / scores / "step=2")
     assert "not the scores/one of the suite" in "".join(f.problem for f in faults(copy))
     shutil.copytree(home / "vocabulary", copy / "spare")
     unlisted: list[Subject] = [one for one in verify(copy) if one.name == "spare"]

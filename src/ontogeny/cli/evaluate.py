@@ -191,10 +191,11 @@ def _print_tasks(data: tuple[str, ...]) -> None:
     folders = packs.data_folders([one for one in data if one != "hub"])
     rows = [[name, "made of the suite's held-out text"] for name in pack.TASKS]
     for name, entry in packs.open_pack().tasks.items():
-        paths = [source.path for sources in entry.splits.values() for source in sources]
+        paths = [f"{name}/{split}.jsonl" for split in entry.splits]
+        paths += [source.path for sources in entry.splits.values() for source in sources]
         there = [str(folder / path) for folder in folders for path in paths
                  if (folder / path).is_file()]  # fmt: skip
-        rows.append([name, there[0] if there else f"missing: {paths[0]}, or another of its files"])
+        rows.append([name, there[0] if there else f"missing, such as {paths[-1]}"])
     print_table(["task", "data"], rows)
     groups = ", ".join(packs.open_pack().groups)
     out.print(f"groups: {groups}; and lm-eval's own names with --data hub", highlight=False)

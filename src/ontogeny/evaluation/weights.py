@@ -20,6 +20,7 @@ from ontogeny.checkpoints.store import load_checkpoint, open_checkpoint
 from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, EvaluationError
+from ontogeny.evaluation.foreign import GGUF, open_foreign
 from ontogeny.evaluation.score import NeoXScorer
 from ontogeny.evaluation.tasks import Scorer
 from ontogeny.model import hf
@@ -30,7 +31,6 @@ from ontogeny.suite import RunSettings
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 
 Dtype = Literal["auto", "fp32", "bf16"]
-GGUF = ".gguf"
 STEP = re.compile(r"step(\d+)")
 
 
@@ -116,8 +116,6 @@ def open_scorer(checkpoint: Checkpoint, device: str) -> Scorer:
     Raises CheckpointError where the weights are no longer those that were looked at.
     """
     if checkpoint.run is None:
-        from ontogeny.evaluation.foreign import open_foreign
-
         _require_unchanged(checkpoint, foreign_digest(checkpoint.path))
         return open_foreign(checkpoint.path, checkpoint.dtype)
     run, step = read_manifest(checkpoint.run), checkpoint.place.step

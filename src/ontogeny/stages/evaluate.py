@@ -23,10 +23,10 @@ from ontogeny.artifact import MANIFEST, Artifact, key, key_of, open_artifact, re
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError, EvaluationError
 from ontogeny.evaluation.catalog import TaskRef, resolve
+from ontogeny.evaluation.foreign import GGUF
 from ontogeny.evaluation.pack import TASKS
 from ontogeny.evaluation.sweep import Asked, Filled, fill, missing
 from ontogeny.evaluation.weights import (
-    GGUF,
     Checkpoint,
     Dtype,
     foreign_checkpoint,
