@@ -24,7 +24,7 @@ from ontogeny.model.loss import choices
 from ontogeny.model.neox import NeoX
 from ontogeny.tokens.vocabulary import Vocabulary
 
-PADDING = 0  # any id: nothing that is scored can see it
+Past = Sequence[tuple[Tensor, Tensor] | None]  # of every layer
 EXACT = 2e-6  # relative error of a float32 product that was not rounded on the way
 
 
@@ -149,17 +149,9 @@ class Tally:
         return [Answer(score, hit if greedy else None) for score, hit in found]
 
 
-def _score(
-    model: NeoX,
-    dtype: torch.dtype,
-    rows: Sequence[Row],
-    past: Sequence[tuple[Tensor, Tensor] | None],
-    tally: Tally,
-) -> None:
+def _score(model: NeoX, dtype: torch.dtype, rows: Sequence[Row], past: Past, tally: Tally) -> None:
     """Read a batch of rows and score their targets."""
-    trees = _trees(model, rows, dtype)
-    tokens = _on(model, np.concatenate([row.tokens for row in rows]))
-    hidden = model.hidden_of_trees(tokens, dtype, [replace(trees, past=one) for one in past])
+    hidden = _read(model, dtype, rows, past)
     starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
     scored = np.concatenate(
         [row.scored + np.array([0, start, 0]) for row, start in zip(rows, starts, strict=True)]
@@ -175,23 +167,31 @@ def _score(
     tally.add(scored[:, 0], scores, hits)
 
 
-def _trees(model: NeoX, rows: Sequence[Row], dtype: torch.dtype) -> Trees:
-    """Where the tokens of rows are and what they see; what pads a row is a chain of its own."""
+def _read(model: NeoX, dtype: torch.dtype, rows: Sequence[Row], past: Past) -> Tensor:
+    """What the output embedding multiplies for each token of the rows, [N, W].
+
+    Rows that are no trees go the plain way, padded. What pads a row is a chain of its own.
+    """
+    on = partial(_on, model)
     lengths = np.array([len(row.tokens) for row in rows])
     time = int(lengths.max())
-    shape, place = (len(rows), time), np.arange(time)
-    is_token = place < lengths[:, None]
-    spread, depths, ends = np.zeros(shape, int), np.zeros(shape, int), np.full(shape, time)
+    place = np.arange(time)
+    is_token = place < lengths[:, None]  # [B, T]
+    spread = np.zeros(is_token.shape, int)
     spread[is_token] = np.arange(lengths.sum())
+    tokens = np.concatenate([row.tokens for row in rows])
+    kept = on(np.flatnonzero(is_token))
+    stem = min(row.stem if row.stem < len(row.tokens) else time for row in rows)
+    if stem == time and past[0] is None:
+        return model.hidden(on(tokens[spread]), dtype).flatten(0, 1)[kept]
+    depths, ends = np.zeros(is_token.shape, int), np.full(is_token.shape, time)
     depths[is_token] = np.concatenate([row.depths for row in rows])
     ends[is_token] = np.concatenate([row.ends for row in rows])
     sees = (place <= place[:, None]) & (place[:, None] < ends[:, None, :])  # [B, T, T]
-    mask = torch.zeros((len(rows), time, time), dtype=dtype)
-    mask.masked_fill_(torch.from_numpy(~sees), -torch.inf)
-    stem = min(row.stem if row.stem < len(row.tokens) else time for row in rows)
-    kept = np.flatnonzero(is_token)
-    on = partial(_on, model)
-    return Trees(on(spread), on(kept), on(depths), on(mask), stem)
+    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(torch.from_numpy(~sees), -torch.inf)
+    trees = Trees(on(spread), kept, on(depths), on(mask), stem)
+    layers = [replace(trees, past=one) for one in past]
+    return model.hidden_of_trees(on(tokens), dtype, layers)
 
 
 def _on(model: NeoX, values: object) -> Tensor:

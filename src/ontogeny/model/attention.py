@@ -72,10 +72,12 @@ def tree_attention(packed: Tensor, cos: Tensor, sin: Tensor, trees: Trees) -> Te
         out[:, :stem] = causal_attention(qkv[:, :stem], cos[0, :stem], sin[0, :stem])
     if stem < time:
         q, k, v = (part.permute(2, 0, 1, 3) for part in qkv.chunk(3, dim=-1))  # [H, B, T, D] each
-        q, k = rotate(q, cos, sin).mul_(1 / math.sqrt(q.shape[-1])), rotate(k, cos, sin)
+        q = rotate(q[:, :, stem:], cos[:, stem:], sin[:, stem:]).mul_(1 / math.sqrt(q.shape[-1]))
+        k = rotate(k, cos, sin)
         for start in range(stem, time, BLOCK):
             rows = slice(start, min(start + BLOCK, time))
-            out[:, rows] = _see(q[:, :, rows], k, v, rows, trees).permute(1, 2, 0, 3)
+            block = q[:, :, start - stem : rows.stop - stem]
+            out[:, rows] = _see(block, k, v, rows, trees).permute(1, 2, 0, 3)
     return out.flatten(0, 1)[trees.kept]
 
 
