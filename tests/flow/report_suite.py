@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from ontogeny.artifact import Artifact, writing
+from ontogeny.artifact import Artifact, open_artifact, writing
 from ontogeny.config import build
 from ontogeny.digest import digest_json
 from ontogeny.record import Record, StageRecord, read_record, write_record
-from ontogeny.results import Score, UpdateMetrics, write_scores
+from ontogeny.results import Item, Score, UpdateMetrics
+from ontogeny.scores import Cell, Place, ScoreStore
 from ontogeny.suite import Member, RunSettings, Suite
 
 SOURCES = ("books", "code", "encyclopedia", "legal", "manuals", "speeches")
+PACK = ("last-word", "next-sentence", "agreement", "word-order")
+CHANCE = dict.fromkeys(PACK, 0.5) | {"last-word": None, "next-sentence": 0.25, "piqa": 0.5,
+                                     "sciq": 0.25}  # fmt: skip
+NUM_ITEMS = 24
 VOCABULARY = 4096
 SMALL = {"tokens": 40960, "rows_per_update": 8, "num_linear": 4}
 
@@ -56,7 +61,7 @@ def suite(name: str = "tiny", **training: Any) -> Suite:
 def grow(home: Path, grown: Suite, *, digest_of: RowsDigest = rows_digest) -> Record:
     """Write every stage of a suite into `home`, as the stages would have."""
     home.mkdir(parents=True)
-    stages = _Stages(home)
+    stages, store = _Stages(home), ScoreStore(home / "scores")
     stages.add("text", "text", {}, text_facts())
     stages.add("vocabulary", "vocabulary", {"text": "text"}, {"size": VOCABULARY})
     for corpus in ("standard", "deduped", "held-out"):
@@ -71,10 +76,9 @@ def grow(home: Path, grown: Suite, *, digest_of: RowsDigest = rows_digest) -> Re
         name = f"runs/{member.name}"
         artifact = stages.add(name, "run", made_from, {"steps": run.steps}, run.resolved())
         _write_run(artifact, member, run, digest_of)
-        made_from = {"run": f"runs/{member.name}", "held-out": "stores/held-out"}
-        rows = list(scores(member, run))
-        asked, facts = grown.evaluation.resolved(), {"rows": len(rows)}
-        stages.add(f"scores/{member.name}", "scores", made_from, facts, asked, scores=rows)
+        ask(store, member, run, artifact)
+        stages.note(f"scores/{member.name}", "scores", f"scores/member={member.name}",
+                    store.digest(member.name))  # fmt: skip
     record = Record(suite=grown, stages=tuple(stages.done))
     write_record(home, record)
     return record
@@ -153,23 +157,71 @@ def store_facts(corpus: str) -> dict[str, Any]:
     }
 
 
-def scores(member: Member, run: RunSettings) -> list[Score]:
-    rows = []
+def ask(store: ScoreStore, member: Member, run: RunSettings, artifact: Artifact) -> None:
+    """Score every checkpoint of a member on the pack, and the last ones on two benchmarks."""
     for step in run.steps:
-        tokens = step * run.tokens_per_update
-        loss = _loss(member, tokens)
-        measures = [("held-out", "bits_per_byte", loss / math.log(2) / 3.4, 0.04, 800)]
-        for at, source in enumerate(SOURCES):
-            value = loss / math.log(2) / (2.9 + 0.35 * at)
-            measures.append((f"held-out/{source}", "bits_per_byte", value, 0.09, 130))
-        measures.append(("last-word", "log_probability", -1.35 * loss, 0.35, 200))
-        accuracy = 0.5 / (1 + math.exp(2.2 * (loss - 4.6)))
-        measures.append(("last-word", "accuracy", round(accuracy, 3), 0.02, 200))
-        for task, metric, value, margin, n in measures:
-            low = value - margin if metric != "accuracy" else max(0.0, value - margin)
-            high = value + margin
-            rows.append(Score(member.name, step, tokens, task, metric, value, low, high, n))
-    return rows
+        place = place_of(member, run, step)
+        benchmarks = [("piqa", 5), ("sciq", 0)] if step in run.steps[-3:] else []
+        cells = [(task, 0) for task in ("held-out", *PACK)] + benchmarks
+        scores = held_out_scores(member, place)
+        items = [item for task, shots in cells[1:] for item in items_of(member, place, task, shots)]
+        for task, shots in cells[1:]:
+            of_cell = [item for item in items if (item.task, item.shots) == (task, shots)]
+            scores += scores_of(place, task, shots, of_cell)
+        asked = [Cell(task, shots, "w", "v", "s", "d", "fp32", "test") for task, shots in cells]
+        inputs = {"checkpoint": open_artifact(artifact.path / "steps" / f"step{step}")}
+        store.add(place, asked, scores, items, inputs)
+
+
+def place_of(member: Member, run: RunSettings, step: int) -> Place:
+    return Place(
+        member.name,
+        step,
+        step * run.tokens_per_update,
+        member.size,
+        run.shape.num_non_embedding,
+        member.corpus,
+        member.init_seed,
+    )
+
+
+def held_out_scores(member: Member, place: Place) -> list[Score]:
+    """Bits per byte of all and of each source."""
+    loss = _loss(member, place.tokens)
+    measures = [("held-out", loss / math.log(2) / 3.4, 0.04, 800)]
+    for at, source in enumerate(SOURCES):
+        measures.append((f"held-out/{source}", loss / math.log(2) / (2.9 + 0.35 * at), 0.09, 130))
+    return [
+        Score(place.member, place.step, place.tokens, task, "bits_per_byte", value, value - margin,
+              value + margin, n)
+        for task, value, margin, n in measures
+    ]  # fmt: skip
+
+
+def items_of(member: Member, place: Place, task: str, shots: int) -> list[Item]:
+    """Items that turn right one after another as the loss falls, some of them on and off."""
+    loss, chance = _loss(member, place.tokens), CHANCE[task] or 0.0
+    share = chance + (1 - chance) / (1 + math.exp(2.2 * (loss - 6.0)))
+    noise = np.random.RandomState(place.step).uniform(-0.15, 0.15, NUM_ITEMS)
+    right = (np.arange(NUM_ITEMS) + 0.5) / NUM_ITEMS + noise < share
+    return [
+        Item(place.member, place.step, task, shots, f"{task}:{at}", 0, int(not is_right),
+             -1.35 * loss - at / NUM_ITEMS, 0.5 - (not is_right), 9, {"acc": float(is_right)})
+        for at, is_right in enumerate(right)
+    ]  # fmt: skip
+
+
+def scores_of(place: Place, task: str, shots: int, items: list[Item]) -> list[Score]:
+    right = [item.metrics["acc"] for item in items]
+    value, likelihood = float(np.mean(right)), float(np.mean([one.log_likelihood for one in items]))
+    differs = "validation with support, not test" if task == "sciq" else ""
+    where = place.member, place.step, place.tokens, task
+    low, high = max(0.0, value - 0.1), min(1.0, value + 0.1)
+    return [
+        Score(*where, "acc", value, low, high, len(items), shots, CHANCE[task], None, differs),
+        Score(*where, "log_likelihood", likelihood, likelihood - 0.3, likelihood + 0.3, len(items),
+              shots, differs=differs),
+    ]  # fmt: skip
 
 
 def rename_digest(home: Path, name: str, digest: str) -> None:
@@ -197,22 +249,19 @@ class _Stages:
         made_from: dict[str, str],
         facts: dict[str, Any],
         config: dict[str, Any] | None = None,
-        scores: list[Score] | None = None,
     ) -> Artifact:
         inputs = {role: self.digests[stage] for role, stage in made_from.items()}
         path = self.home / name
         with writing(path, kind, config=config or {"name": name}, inputs=inputs) as draft:
             draft.facts |= facts
-            if scores is not None:
-                write_scores(draft.folder / "scores.parquet", scores)
         self.digests[name] = draft.artifact.digest
-        seconds = 0.25 + len(name)
-        self.done.append(
-            StageRecord(
-                name=name, kind=kind, path=name, digest=draft.artifact.digest, seconds=seconds
-            )
-        )
+        self.note(name, kind, name, draft.artifact.digest)
         return draft.artifact
+
+    def note(self, name: str, kind: str, path: str, digest: str) -> None:
+        seconds = 0.25 + len(name)
+        stage = StageRecord(name=name, kind=kind, path=path, digest=digest, seconds=seconds)
+        self.done.append(stage)
 
 
 def _write_run(run: Artifact, member: Member, settings: RunSettings, digest_of: RowsDigest) -> None:

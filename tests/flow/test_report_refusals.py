@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from ontogeny.errors import ConfigError, DataError, EvaluationError
 from ontogeny.record import Record, read_record, write_record
 from ontogeny.report import origins
 from ontogeny.report.evidence import gather
+from ontogeny.report.measured import Measure
 from ontogeny.report.site import build_report
 from ontogeny.report.tables import summary_rows
-from ontogeny.results import Score, read_metrics, read_scores, write_scores
+from ontogeny.results import SCORES, Score, read_metrics, read_scores
+from ontogeny.scores import ScoreStore
 from ontogeny.suite import PlantedSettings, TextSettings
 from ontogeny.text.corpus import build_text
 
@@ -48,6 +51,9 @@ def test_unfinished_suite_is_refused_with_what_is_missing(home: Path) -> None:
 
 
 def test_folder_without_a_suite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no scores; expected the folder of a suite, or memb"):
+        build_report(tmp_path, tmp_path / "report")
+    (tmp_path / "suite.json").write_text("{}")
     with pytest.raises(ConfigError, match="not the folder of a suite"):
         build_report(tmp_path, tmp_path / "report")
 
@@ -112,46 +118,64 @@ def test_checkpoint_with_another_origin_is_refused(home: Path, role: str, messag
         build_report(home, home / "report")
 
 
-def replace_scores(home: Path, member: str, rows: list[Score]) -> None:
-    """Put other scores in place of a member's, and in the record."""
-    path = home / "scores" / member
-    found = open_artifact(path)
-    shutil.rmtree(path)
-    with writing(path, "scores", config=found.config, inputs=found.inputs) as draft:
-        write_scores(draft.folder / "scores.parquet", rows)
-    rename_digest(home, f"scores/{member}", draft.artifact.digest)
+def change_scores(
+    home: Path, member: str, change: Callable[[Score], Score | None], step: int | None = None
+) -> None:
+    """Put other rows in place of a member's, and their digest in the record."""
+    store = ScoreStore(home / "scores")
+    for name, at in store.places():
+        if name == member and step in (None, at):
+            rows = [row for one in read_scores(store.path(member, at) / SCORES)
+                    if (row := change(one)) is not None]  # fmt: skip
+            found, place = store.artifact(member, at), store.place(member, at)
+            items, cells = store.items(member, at), store.cells(member, at)
+            store.add(place, cells, rows, items, dict(found.inputs))
+    rename_digest(home, f"scores/{member}", store.digest(member))
 
 
 @pytest.mark.parametrize(
     ("task", "step", "message"),
     [
-        ("last-word", 4, "last-word accuracy is not scored once at every checkpoint"),
-        ("last-word", None, "3m is not scored on .* found last-word accuracy, last-word log_pr"),
-        ("held-out/code", None, "3m is not scored on .* found held-out/code bits_per_byte"),
+        ("last-word", 4, "last-word acc at the checkpoints .* differing in .*4, 8192"),
+        ("last-word", None, "3m is not scored on last-word acc at the checkpoints it has"),
+        ("held-out/code", None, "3m is not scored on held-out/code bits_per_byte"),
     ],
 )
 def test_missing_scores_are_refused(home: Path, task: str, step: int | None, message: str) -> None:
-    rows = read_scores(home / "scores" / "3m" / "scores.parquet")
-    left = [row for row in rows if row.task != task or (step is not None and row.step != step)]
-    replace_scores(home, "3m", left)
+    change_scores(home, "3m", lambda row: None if row.task == task else row, step)
     with pytest.raises(EvaluationError, match=message):
         build_report(home, home / "report")
 
 
-def test_score_that_is_no_number_is_refused(home: Path) -> None:
-    rows = read_scores(home / "scores" / "3m" / "scores.parquet")
-    replace_scores(home, "3m", [replace(rows[0], value=float("inf")), *rows[1:]])
-    with pytest.raises(EvaluationError, match="not a score of this member"):
+def test_benchmarks_may_be_asked_of_some_checkpoints(home: Path) -> None:
+    change_scores(home, "3m", lambda row: None if row.task == "sciq" else row)
+    assert "3m" not in gather(home).measured.curves[Measure("sciq", "acc")]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"value": math.inf}, {"low": math.nan}, {"member": "1m"}, {"tokens": 5}]
+)
+def test_score_that_is_no_number_of_its_place_is_refused(
+    home: Path, changes: dict[str, Any]
+) -> None:
+    change_scores(home, "3m", lambda row: replace(row, **changes))
+    with pytest.raises(EvaluationError, match="not a score of this checkpoint; expected a number"):
+        build_report(home, home / "report")
+
+
+def test_score_at_another_step_than_the_runs_is_refused(home: Path) -> None:
+    store = ScoreStore(home / "scores")
+    place = replace(store.place("3m", 4), step=7, tokens=7 * 2048)
+    score = Score("3m", 7, place.tokens, "piqa", "acc", 0.5, 0.4, 0.6, 9)
+    store.add(place, [replace(store.cells("3m", 4)[0], task="piqa")], [score], [], {})
+    rename_digest(home, "scores/3m", store.digest("3m"))
+    with pytest.raises(EvaluationError, match=r"3m is not scored on .*differing in .*\(7, 14336\)"):
         build_report(home, home / "report")
 
 
 def test_single_item_has_no_interval(home: Path) -> None:
     nan = float("nan")
-    rows = [
-        replace(row, low=nan, high=nan, n=1) if row.task == "last-word" else row
-        for row in read_scores(home / "scores" / "3m" / "scores.parquet")
-    ]
-    replace_scores(home, "3m", rows)
+    change_scores(home, "3m", lambda row: replace(row, low=nan, high=nan, n=1))
     header, summary = summary_rows(gather(home))
     shown = {row[0]: row[header.index("last word: accuracy")] for row in summary}
     assert shown["3m"].endswith("% [one item]")

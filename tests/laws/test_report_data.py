@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from ontogeny.config import build
 from ontogeny.report.control import Comparison, compare, finding
+from ontogeny.report.drawings import smoothed
 from ontogeny.report.evidence import History
-from ontogeny.report.figures import looks, short_count, smoothed
+from ontogeny.report.figures import looks, short_count
 from ontogeny.report.origins import suite_toml
 from ontogeny.report.page import element, text
 from ontogeny.report.tables import Column, Table, shown
 from ontogeny.results import Score, UpdateMetrics
+from ontogeny.scores import Place
 from ontogeny.suite import Suite
 
 CONTEXT = 8
@@ -50,7 +52,7 @@ def histories(rows: list[int]) -> list[History]:
         run = suite.run_settings(member, 512)
         tokens = [(update + 1) * run.tokens_per_update for update in range(run.num_updates)]
         updates = [UpdateMetrics(i, 1.0, 0.1, 1.0, t, str(t), 0.1) for i, t in enumerate(tokens)]
-        found.append(History(member, run, updates, [], {}))
+        found.append(History(member, run, updates, []))
     return found
 
 
@@ -119,9 +121,17 @@ def test_one_colour_a_size_darker_for_larger_and_no_two_members_alike() -> None:
             {"size": ["middle"], "init_seed": [1, 2]},
         ]
     )
-    found = looks(suite.table())
+    table = suite.table()
+    variants = {
+        member.name for member in table if member.name.count("-") and "ded" not in member.name
+    }
+    places = [
+        Place(one.name, 1, 1, one.size, one.size_settings.hidden_size, one.corpus, one.init_seed)
+        for one in table
+    ]
+    found = looks(places, variants)
     drawn = {(look.color, str(look.linestyle), look.marker) for look in found.values()}
-    assert len(drawn) == len(suite.table())
+    assert len(drawn) == len(table)
     assert len({look.color for look in found.values()}) == 3
     for name, look in found.items():
         assert look.color == found[name.partition("-")[0]].color
@@ -166,8 +176,10 @@ def test_counts_are_short_on_an_axis(value: float, short: str) -> None:
     assert short_count(value) == short
 
 
-def score(value: float, low: float = 0.0, high: float = 9.0) -> Score:
-    return Score("small", 1, 64, "held-out", "bits_per_byte", value, low, high, 3)
+def score(
+    value: float, low: float = 0.0, high: float = 9.0, n: int = 3, chance: float | None = None
+) -> Score:
+    return Score("small", 1, 64, "task", "acc", value, low, high, n, chance=chance)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +189,10 @@ def score(value: float, low: float = 0.0, high: float = 9.0) -> Score:
         (Column("a", ".1%"), 0.123, "12.3%"),
         (Column("a", form="digest"), "0123456789abcdef", "01234567"),
         (Column("a", ".2f"), score(1, 0.5, 1.5), "1.00 [0.50, 1.50]"),
-        (Column("a", ".2f"), score(1, math.nan, math.nan), "1.00 [one item]"),
+        (Column("a", ".2f"), score(1, math.nan, math.nan, n=1), "1.00 [one item]"),
+        (Column("a", ".2f"), score(1, math.nan, math.nan), "1.00"),
+        (Column("a", ".1%"), score(0.5, 0.4, 0.6, chance=0.45), "50.0%\N{DAGGER} [40.0, 60.0]"),
+        (Column("a", ".1%"), score(0.5, 0.4, 0.6, chance=0.25), "50.0% [40.0, 60.0]"),
         (Column("a", ","), None, "\N{EN DASH}"),
     ],
 )

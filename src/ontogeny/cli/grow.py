@@ -65,12 +65,12 @@ def run(
 
 @app.command()
 def report(
-    home: Annotated[Path, typer.Argument(help="The folder of a suite, such as demo")],
+    home: Annotated[Path, typer.Argument(help="The folder of a suite, or a store of scores")],
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Where the page goes; default: the suite's folder")
+        Path | None, typer.Option("--out", help="Where the page goes; default: that folder")
     ] = None,
 ) -> None:
-    """Write the page about a suite that has been grown."""
+    """Write the page about a suite that has been grown, or about scores alone."""
     from ontogeny.report.site import build_report
     from ontogeny.stages.graph import report_on
 

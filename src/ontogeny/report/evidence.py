@@ -7,8 +7,7 @@ shown; reading files and rows again to compare them with what is on record (`ont
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,28 +16,30 @@ from ontogeny.artifact import Artifact, open_artifact
 from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
 from ontogeny.record import Record, StageRecord, read_record
-from ontogeny.results import Score, UpdateMetrics, read_metrics
-from ontogeny.scores import KIND, ScoreStore, stage_digest
+from ontogeny.report.measured import (
+    BITS_PER_BYTE,
+    HELD_OUT,
+    LAST_WORD,
+    LOG_LIKELIHOOD,
+    PACK,
+    Measure,
+    Measured,
+    read_measured,
+)
+from ontogeny.results import UpdateMetrics, read_metrics
+from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
 from ontogeny.steps import METRICS, step_folder
 from ontogeny.suite import Member, RunSettings
-
-Measure = tuple[str, str]  # task and metric
-
-BITS_PER_BYTE = "held-out", "bits_per_byte"
-LOG_PROBABILITY = "last-word", "log_likelihood"
-ACCURACY = "last-word", "acc"
-SOURCE_PREFIX = "held-out/"
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """How one member grew: its settings, every update, every checkpoint, every score by step."""
+    """How one member grew: its settings, every update, every checkpoint."""
 
     member: Member
     run: RunSettings
     updates: list[UpdateMetrics]
     checkpoints: list[Artifact]  # of the steps of `run`
-    scores: Mapping[Measure, list[Score]]
 
     @property
     def tokens(self) -> int:
@@ -48,11 +49,15 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A finished suite: its record, its artifacts by stage, its members in the table's order."""
+    """A finished suite: its record, its artifacts by stage, its members in the table's order.
+
+    For the scores of a member stands the artifact of its last checkpoint's.
+    """
 
     record: Record
     artifacts: Mapping[str, Artifact]
     histories: list[History]
+    measured: Measured
 
     @property
     def by_corpus(self) -> dict[str, list[History]]:
@@ -61,11 +66,6 @@ class Evidence:
         for history in self.histories:
             groups.setdefault(history.member.corpus, []).append(history)
         return groups
-
-    @property
-    def measures(self) -> Collection[Measure]:
-        """What every member was scored on."""
-        return self.histories[0].scores.keys()
 
 
 def gather(home: Path) -> Evidence:
@@ -79,9 +79,12 @@ def gather(home: Path) -> Evidence:
     stages = [stage for stage in record.stages if stage.kind != "report"]
     artifacts = {stage.name: _open_stage(home, stage) for stage in stages}
     histories = [_history(member, artifacts) for member in record.suite.table()]
-    last_word = (LOG_PROBABILITY, ACCURACY) if record.suite.evaluation.last_word_items else ()
-    _require_measures(histories, {BITS_PER_BYTE, *last_word})
-    return Evidence(record, artifacts, histories)
+    measured = read_measured(
+        ScoreStore(home / FOLDER), [history.member.name for history in histories]
+    )
+    last_word = (LOG_LIKELIHOOD, LAST_WORD) if record.suite.evaluation.last_word_items else ()
+    _require_measures(histories, measured, {BITS_PER_BYTE, *last_word})
+    return Evidence(record, artifacts, histories, measured)
 
 
 def _require_finished(home: Path, record: Record) -> None:
@@ -104,7 +107,9 @@ def _open_stage(home: Path, stage: StageRecord) -> Artifact:
     path = home / stage.path
     if stage.kind == KIND:
         store, member = ScoreStore(path.parent), stage.name.rpartition("/")[2]
-        path = store.path(member, max(step for name, step in store.places() if name == member))
+        path = store.path(
+            member, max((step for name, step in store.places() if name == member), default=0)
+        )
     artifact, found = open_artifact(path, stage.kind), stage_digest(home, stage)
     if found != stage.digest:
         raise DataError(
@@ -122,8 +127,7 @@ def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     run = build(RunSettings, artifact.config, artifact.path)
     updates = _updates(artifact.path / METRICS, run)
     checkpoints = _chain(artifact, run, updates)
-    scores = _scores(artifacts[f"scores/{member.name}"].path.parent, run)
-    return History(member, run, updates, checkpoints, scores)
+    return History(member, run, updates, checkpoints)
 
 
 def _updates(path: Path, run: RunSettings) -> list[UpdateMetrics]:
@@ -166,37 +170,22 @@ def _chain(run: Artifact, settings: RunSettings, updates: list[UpdateMetrics]) -
     return chain
 
 
-def _scores(path: Path, run: RunSettings) -> dict[Measure, list[Score]]:
-    """The member's scores by measure, in the order of steps, every checkpoint there once."""
-    scores: dict[Measure, list[Score]] = {}
-    rows = ScoreStore(path.parent).scores(run.member)
-    for row in sorted(rows, key=lambda row: (row.task, row.metric, row.step)):
-        measured = (row.value, row.low, row.high) if row.n > 1 else (row.value,)
-        if row.member != run.member or not all(map(math.isfinite, measured)):
-            raise EvaluationError(
-                "not a score of this member", where=path, expected=run.member, found=row
-            )
-        scores.setdefault((row.task, row.metric), []).append(row)
-    expected = [(step, step * run.tokens_per_update) for step in run.steps]
-    for measure, rows in scores.items():
-        found = [(row.step, row.tokens) for row in rows]
-        if found != expected:
-            raise EvaluationError(
-                f"{' '.join(measure)} is not scored once at every checkpoint",
-                where=path,
-                expected=f"{len(expected)} (step, tokens)",
-                found=f"{len(found)}, differing in {sorted(set(expected) ^ set(found))}",
-            )
-    return scores
+def _require_measures(histories: list[History], measured: Measured, asked: set[Measure]) -> None:
+    """Every member is scored on the same tasks of the held-out text, at each of its checkpoints.
 
-
-def _require_measures(histories: list[History], asked: set[Measure]) -> None:
-    """Every member is scored on all that was asked, and on the same tasks as the first."""
+    Whatever else a checkpoint was asked, it was asked at a step of its run.
+    """
+    asked |= {one for one in measured.curves if one.task.partition("/")[0] in (HELD_OUT, *PACK)}
     for history in histories:
-        found = history.scores.keys()
-        differing = sorted((histories[0].scores.keys() ^ found) | (asked - found))
-        if differing:
-            raise EvaluationError(
-                f"{history.member.name} is not scored on what the others are, or was asked",
-                found=", ".join(" ".join(measure) for measure in differing),
-            )
+        name, run = history.member.name, history.run
+        every = {(step, step * run.tokens_per_update) for step in run.steps}
+        for measure in sorted(asked | measured.curves.keys()):
+            curve = measured.curves.get(measure, {}).get(name, [])
+            found = {(row.step, row.tokens) for row in curve}
+            if found - every or (measure in asked and every - found):
+                raise EvaluationError(
+                    f"{name} is not scored on {measure.task} {measure.metric} at the checkpoints "
+                    "it has",
+                    expected=f"{len(every)} (step, tokens)",
+                    found=f"{len(found)}, differing in {sorted(every ^ found)}",
+                )

@@ -1,35 +1,31 @@
-"""The figures of the report: data in, a matplotlib figure out.
+"""The figures of the report: a `Drawing` in, an SVG and a PNG out, by matplotlib.
 
 A size has one colour wherever it appears, light for small to dark for large, told apart in grey
 and by the colour-blind. Solid is the standard corpus, dashed the deduplicated one, dotted a member
-that differs in rows per update, learning rate or seed. Files are the same bytes on every day.
-Not here: the tables their numbers are in (`tables.py`), pyplot and its global state.
+that differs in anything else. Files are the same bytes on every day. Not here: what is drawn
+(`drawings.py`), the tables their numbers are in (`tables.py`), pyplot and its global state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 
-from ontogeny.report.evidence import (
-    ACCURACY,
-    BITS_PER_BYTE,
-    LOG_PROBABILITY,
-    SOURCE_PREFIX,
-    History,
-    Measure,
-)
-from ontogeny.shape import num_non_embedding
-from ontogeny.suite import Member
+from ontogeny.report.drawings import Drawing, Line, Panel
+from ontogeny.report.measured import Measured
+from ontogeny.scores import Place
 
 SETTINGS: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -54,28 +50,14 @@ SETTINGS: dict[str, Any] = {
     "xtick.color": "#555555",
     "ytick.color": "#555555",
 }
-NUM_BINS = 80  # of the smoothed training loss, over the whole width of the axis
+WIDTH = 9.2  # inches
 DASHES = {"standard": "-", "deduped": (0, (5, 2))}
 VARIANT_DASHES = (0, (1, 1.3))
 MARKERS = "os^Dv"
-INTERVALS = "Bands are 95 % intervals over the items."
+LEVEL_STYLES: tuple[Any, ...] = ((0, (1, 2)), (0, (4, 2, 1, 2)))
+LEVEL_COLOUR = "#777777"
 
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """A figure of the page: its vertical axis, a panel for each measure, the words below it.
-
-    One of no measure is of the training loss.
-    """
-
-    label: str
-    measures: Sequence[Measure]
-    caption: str
-
-    @property
-    def table(self) -> str:
-        """The table that holds its numbers."""
-        return "scores" if self.measures else "updates"
+Axis = Literal["log", "linear"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,94 +69,57 @@ class Look:
     marker: str | None
 
 
-def drawings(measures: Collection[Measure]) -> dict[str, Drawing]:
-    """The figures of what was measured, by the name of their files."""
-    sources = [measure for measure in measures if measure[0].startswith(SOURCE_PREFIX)]
-    every = {
-        "held-out": Drawing(
-            "bits per byte of held-out text",
-            [BITS_PER_BYTE],
-            f"Bits per byte of held-out text that no member was trained on; lower is better. "
-            f"{INTERVALS}",
-        ),
-        "last-word-log-probability": Drawing(
-            "log-probability of the last word (nats)",
-            [LOG_PROBABILITY],
-            "Mean log-probability of the last word of a held-out passage, given what comes before "
-            f"it; higher is better. {INTERVALS}",
-        ),
-        "last-word-accuracy": Drawing(
-            "last words predicted exactly",
-            [ACCURACY],
-            f"Share of last words whose every token is the model's first choice. {INTERVALS}",
-        ),
-        "training-loss": Drawing(
-            "training loss (nats a token)",
-            [],
-            "Training loss of the model before each update, smoothed: the mean of the updates in "
-            f"each of {NUM_BINS} equal intervals of the log axis, so that the first updates stand "
-            "alone. The file holds every update.",
-        ),
-        "sources": Drawing(
-            "bits per byte",
-            sources,
-            f"Bits per byte of the held-out text of each source, on one scale. {INTERVALS}",
-        ),
-    }
-    if not sources:
-        del every["sources"]
-    return {name: one for name, one in every.items() if set(one.measures) <= set(measures)}
-
-
-def looks(members: Sequence[Member]) -> dict[str, Look]:
+def looks(models: Sequence[Place], variants: Collection[str]) -> dict[str, Look]:
     """The look of every member. Members that would look alike get different markers."""
-    sizes = sorted({(_scale(member), member.size) for member in members})
+    sizes = sorted({(model.num_parameters, model.size) for model in models})
     colours = {size: _colour(at, len(sizes)) for at, (_, size) in enumerate(sizes)}
     found: dict[str, Look] = {}
-    for member in members:
-        plain = member.name in (member.size, f"{member.size}-deduped")
-        dashes = DASHES[member.corpus] if plain else VARIANT_DASHES
-        colour = colours[member.size]
+    for model in models:
+        dashes = VARIANT_DASHES if model.member in variants else DASHES[model.corpus]
+        colour = colours[model.size]
         alike = sum((look.color, look.linestyle) == (colour, dashes) for look in found.values())
-        found[member.name] = Look(colour, dashes, MARKERS[alike % len(MARKERS)])
+        found[model.member] = Look(colour, dashes, MARKERS[alike % len(MARKERS)])
     return found
 
 
-def draw(drawing: Drawing, histories: Sequence[History], folder: Path, name: str) -> None:
-    """Draw a figure and write it as `<name>.svg` and `<name>.png`.
+def draw(drawing: Drawing, measured: Measured, folder: Path, axis: Axis = "log") -> None:
+    """Draw a figure and write it as SVG and PNG under its name, `-linear` with the linear axis.
 
-    Members come from small to large. The reader's own matplotlib settings play no part.
+    The reader's own matplotlib settings play no part.
     """
-    members = sorted(histories, key=lambda history: _scale(history.member))
-    appearance = looks([history.member for history in members])
+    appearance = looks(measured.models, measured.variants)
+    name = drawing.name if axis == "log" else f"{drawing.name}-{axis}"
+    with appearing():
+        figure, panels, spare = _grid(drawing)
+        lines = [line for panel in drawing.panels for line in panel.lines]
+        for axes, panel in zip(panels, drawing.panels, strict=True):
+            _token_axis(axes, lines, axis, is_narrow=len(panels) > 1)
+            _draw_panel(axes, panel, appearance, is_narrow=len(panels) > 1)
+        figure.supylabel(drawing.label)
+        figure.supxlabel("tokens seen")
+        key = _key(measured, appearance, drawing)
+        if spare is None:
+            figure.legend(handles=key, loc="outside right upper")
+        else:
+            spare.legend(handles=key, loc="upper left", ncols=1 + (len(key) > 9), columnspacing=1.2)
+        write(figure, folder / name)
+
+
+@contextmanager
+def appearing() -> Iterator[None]:
+    """The settings that every figure is drawn with."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
-        figure, panels = _panels(max(1, len(drawing.measures)), members)
-        for panel, measure in zip(panels, drawing.measures, strict=False):
-            _draw_scores(panel, members, appearance, measure)
-        if not drawing.measures:
-            _draw_loss(panels[0], members, appearance)
-        figure.supylabel(drawing.label)
-        figure.supxlabel("tokens seen")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-        figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
+        yield
 
 
-def smoothed(
-    tokens: np.ndarray, values: np.ndarray, edges: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean tokens and mean value of the points between each two edges; empty bins are left out.
-
-    Bins of equal width on the log axis keep the first updates apart and average the many last ones.
-    """
-    bins = np.clip(np.searchsorted(edges, tokens, side="right"), 1, len(edges) - 1)
-    counts = np.bincount(bins)
-    held = counts > 0
-    mean_tokens = np.bincount(bins, tokens)[held] / counts[held]
-    mean_values = np.bincount(bins, values)[held] / counts[held]
-    return mean_tokens, mean_values
+def write(figure: Figure, path: Path) -> None:
+    """Write a figure as `path`.svg and `path`.png, without the date."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out, and need not be for each file again
+    figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(f"{path}.png", dpi=160, metadata={"Software": None})
 
 
 def short_count(value: float) -> str:
@@ -185,70 +130,85 @@ def short_count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _panels(num_panels: int, histories: Sequence[History]) -> tuple[Figure, list[Any]]:
-    """One wide panel, or rows of three on one scale, each with the tokens of all the members."""
-    num_columns = min(3, num_panels)
+def _grid(drawing: Drawing) -> tuple[Figure, list[Any], Any]:
+    """One wide panel, or rows of several, and the place that is left for the key, if one is."""
+    num_panels = len(drawing.panels)
+    num_columns = 2 if num_panels == 4 else min(3, num_panels)
     num_rows = math.ceil(num_panels / num_columns)
-    height = 4.1 if num_panels == 1 else 0.3 + 2.45 * num_rows
-    figure = Figure(figsize=(9.2, height), layout="constrained")
-    grid = figure.subplots(num_rows, num_columns, sharey=True, squeeze=False).ravel()
-    panels, spare = list(grid[:num_panels]), grid[num_panels:]
-    for panel in spare:
-        panel.remove()
-    first = min(history.updates[0].tokens for history in histories)
-    last = max(history.tokens for history in histories)
-    for panel in panels:
-        _token_axis(panel, first, last, is_narrow=num_columns > 1)
-    return figure, panels
+    height = 4.1 if num_panels == 1 else max(3.2, 0.3 + 2.3 * num_rows)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, sharey=drawing.one_scale, squeeze=False).ravel()
+    panels, spare = list(grid[:num_panels]), list(grid[num_panels:])
+    for axes in spare:
+        axes.set_axis_off()
+    return figure, panels, spare[0] if spare else None
 
 
-def _token_axis(axes: Any, first: int, last: int, *, is_narrow: bool) -> None:
-    """A log axis that is linear up to the end of the first update, so that it holds 0 too."""
+def _token_axis(axes: Any, lines: Sequence[Line], axis: Axis, *, is_narrow: bool) -> None:
+    """A linear axis, or a log axis that is linear up to the first update, so that 0 has a place."""
+    seen = np.concatenate([line.tokens for line in lines])
+    first, last = float(min(seen[seen > 0], default=1.0)), float(max(seen.max(), 1.0))
+    if axis == "linear":
+        axes.set_xlim(-last * 0.02, last * 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(3 if is_narrow else 7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+        return
     axes.set_xscale("symlog", linthresh=first, linscale=0.4)
-    axes.set_xlim(-first / 4, last * 1.12)
+    begins_at_zero = bool(seen.min() == 0)
+    axes.set_xlim(-first / 4 if begins_at_zero else first * 0.85, last * 1.12)
     powers = range(math.ceil(math.log10(first)), math.ceil(math.log10(last)))
     decades = [10.0**power for power in powers]
     apart = [at for at in decades if at * (3 if is_narrow else 1.8) < last]  # labels not to overlap
-    axes.xaxis.set_major_locator(FixedLocator([0, *apart, last]))
+    if is_narrow and len(apart) > 3:
+        apart = apart[len(apart) % 2 :: 2]
+    axes.xaxis.set_major_locator(FixedLocator([0.0] * begins_at_zero + [*apart, last]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
     minor = LogLocator(subs=range(1, 10)).tick_values(first, last)
     axes.xaxis.set_minor_locator(FixedLocator([at for at in minor if first <= at <= last]))
 
 
-def _draw_scores(
-    axes: Any, histories: Sequence[History], appearance: Mapping[str, Look], measure: Measure
+def _draw_panel(
+    axes: Any, panel: Panel, appearance: Mapping[str, Look], *, is_narrow: bool
 ) -> None:
-    for history in histories:
-        rows, look = history.scores[measure], appearance[history.member.name]
-        x = [row.tokens for row in rows]
-        low, high = [row.low for row in rows], [row.high for row in rows]
-        axes.fill_between(x, low, high, color=look.color, alpha=0.1, linewidth=0)
-        axes.plot(x, [row.value for row in rows], **asdict(look), label=history.member.name)
-    if measure[0].startswith(SOURCE_PREFIX):
-        axes.set_title(measure[0].removeprefix(SOURCE_PREFIX))
-    if measure == ACCURACY:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    alpha = min(0.12, 0.5 / max(1, len(panel.lines)))
+    is_alone = all(appearance[line.member].marker == MARKERS[0] for line in panel.lines)
+    for line in panel.lines:
+        look = asdict(appearance[line.member])
+        if len(line.tokens) > 3 and (len(panel.lines) > 6 or len(line.tokens) > 30):
+            look |= {"linewidth": 1.1, "marker": None if is_alone else look["marker"]}
+        axes.fill_between(line.tokens, line.low, line.high, color=look["color"], alpha=alpha, lw=0)
+        axes.plot(line.tokens, line.values, **look)
+    for style, level in zip(LEVEL_STYLES, panel.levels.values(), strict=False):
+        axes.axhline(level, color=LEVEL_COLOUR, linestyle=style, linewidth=1.1, zorder=1.5)
+    axes.set_title(textwrap.fill(panel.title, 28 if is_narrow else 99))
+    if panel.is_share:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
 
 
-def _draw_loss(axes: Any, histories: Sequence[History], appearance: Mapping[str, Look]) -> None:
-    for history in histories:
-        look, per_update = appearance[history.member.name], history.run.tokens_per_update
-        # An update's loss is that of the model before it, so it belongs to the tokens seen by then.
-        seen = np.array([row.tokens - per_update for row in history.updates])
-        loss = np.array([row.loss for row in history.updates])
-        edges = np.geomspace(per_update, history.tokens, NUM_BINS + 1)
-        x, y = smoothed(seen[1:], loss[1:], edges)
-        if look.marker == MARKERS[0]:
-            look = replace(look, marker=None)
-        axes.plot([0, *x], [loss[0], *y], **asdict(look), label=history.member.name)
-
-
-def _scale(member: Member) -> int:
-    size = member.size_settings
-    return num_non_embedding(size.num_layers, size.hidden_size)
+def _key(measured: Measured, appearance: Mapping[str, Look], drawing: Drawing) -> list[Any]:
+    """What the looks mean: a colour a size, the two corpora, members that differ otherwise."""
+    drawn = {line.member for panel in drawing.panels for line in panel.lines}
+    models = [model for model in measured.models if model.member in drawn]
+    variants = measured.variants & drawn
+    handles = [
+        Line2D([], [], color=appearance[model.member].color, label=model.size)
+        for model in {model.size: model for model in reversed(models)}.values()
+    ][::-1]
+    corpora = {model.corpus for model in models if model.member not in variants}
+    for corpus, style in DASHES.items():
+        if corpora == DASHES.keys():
+            handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle=style, label=corpus))
+    for model in models:
+        if model.member in variants:
+            look = asdict(appearance[model.member])
+            handles.append(Line2D([], [], **look, label=model.member))
+    levels = dict.fromkeys(name for panel in drawing.panels for name in panel.levels)
+    for style, name in zip(LEVEL_STYLES, levels, strict=False):
+        handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle=style, lw=1.1, label=name))
+    return handles
 
 
 def _colour(place: int, num_sizes: int) -> str:
-    """From orange for the smallest to dark blue for the largest: lightness falls all the way."""
-    at = 0.78 - 0.76 * (place / (num_sizes - 1) if num_sizes > 1 else 1.0)
-    return to_hex(matplotlib.colormaps["plasma"](at))
+    """From green for the smallest to violet for the largest: lightness falls all the way."""
+    at = 0.86 - 0.86 * (place / (num_sizes - 1) if num_sizes > 1 else 1.0)
+    return to_hex(matplotlib.colormaps["viridis"](at))

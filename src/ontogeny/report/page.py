@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NewType
 
-from ontogeny.report.tables import Column, Table, shown
+from ontogeny.report.tables import Column, Table, is_above, shown
 from ontogeny.results import Score
 
 Html = NewType("Html", str)
@@ -43,7 +43,11 @@ th { vertical-align: bottom; color: var(--soft); border-color: var(--ink); }
 .right { text-align: right; }
 td.right, td:first-child { white-space: nowrap; }
 tr.total { font-weight: 600; }
-.interval { color: var(--soft); font-weight: 400; margin-left: .35em; }
+.interval { color: var(--soft); font-weight: 400; margin-left: .35em; white-space: nowrap; }
+.narrow .interval { display: block; font-size: 11.5px; }
+.narrow td, .narrow th { padding-right: .5rem; }
+.alone { padding: 2rem; } form { display: flex; flex-wrap: wrap; gap: .4rem 1.4rem; }
+form, select { font: 14px/1.6 var(--sans); } label[hidden] { display: none; }
 code, td.digest { font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 pre { background: #f4f1ea; padding: .8rem 1rem; overflow-x: auto; }
 .equal { color: #22663b; } .different { color: #b00020; font-weight: 700; }
@@ -91,8 +95,10 @@ def table(table: Table) -> Html:
         cells = (_cell(table, position, value) for position, value in enumerate(row))
         rows.append(element("tr", *cells, class_="total" if "all" in row[:2] else None))
     body = element("thead", element("tr", *head)), element("tbody", *rows)
+    num_scores = sum(column.form == "score" for column in table.columns)
+    whole = element("table", *body, class_="narrow" if num_scores > 4 else None)
     source = element("p", link(f"tables/{table.name}.csv", f"{table.name}.csv"), class_="note")
-    return element("div", element("div", element("table", *body), class_="scroll"), source)
+    return element("div", element("div", whole, class_="scroll"), source)
 
 
 def figure(name: str, caption: str, *, table: str) -> Html:
@@ -136,7 +142,7 @@ def _cell(table: Table, position: int, value: Any) -> Html:
         style = words.lower()
     if isinstance(value, Score):
         point, _, bounds = words.partition(" ")
-        is_best = value.value == table.best(position)
+        is_best = value.value == table.best(position) and is_above(value)
         number = element("strong", text(point)) if is_best else text(point)
         return element("td", number, element("span", text(bounds), class_="interval"), class_=style)
     full = str(value) if column.form == "digest" and value is not None else None

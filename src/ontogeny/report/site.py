@@ -1,7 +1,8 @@
 """The report: one static folder whose `index.html` opens from disk, with nothing to fetch.
 
-In: the folder of a finished suite. Out: an artifact of kind "report": the page, its figures as SVG
-and PNG, its tables as CSV, the planted truth as JSON, the suite as TOML. The page quotes when and
+In: the folder of a finished suite, or a store of scores without one. Out: an artifact of kind
+"report": the page, its figures as SVG and PNG, its tables as CSV, a page to explore the scores in,
+and of a suite the planted truth as JSON and the suite as TOML. The page of a suite quotes when and
 on what each stage was made, so, alone among artifacts, a report made from equal inputs on another
 day is not equal to the byte; made twice from the same folder it is. Not here: computing anything.
 """
@@ -10,19 +11,21 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from ontogeny.artifact import Artifact, writing
-from ontogeny.record import Record
-from ontogeny.report import figures, origins, tables
+from ontogeny.record import RECORD, Record, read_record
+from ontogeny.report import origins, tables
 from ontogeny.report.control import compare, finding
 from ontogeny.report.evidence import Evidence, gather
-from ontogeny.report.page import Html, document, element, figure, link, paragraph, table, text
+from ontogeny.report.explorer import write_explorer
+from ontogeny.report.measured import Measured, read_measured
+from ontogeny.report.page import Html, document, element, link, paragraph, table, text
+from ontogeny.report.scored import Show, final_scores, pictures
 from ontogeny.report.tables import Table
-
-Show = Callable[[Table], Html]
+from ontogeny.scores import FOLDER, ScoreStore
 
 
 def report_inputs(record: Record) -> dict[str, str]:
@@ -35,44 +38,70 @@ def report_config(record: Record) -> dict[str, Any]:
     return {"suite": record.suite.resolved()}
 
 
+def report_origin(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and inputs of the report on a folder: of a suite, or of a store of scores."""
+    if (home / RECORD).is_file():
+        record = read_record(home)
+        return report_config(record), report_inputs(record)
+    store = ScoreStore(home)
+    return {}, {member: store.digest(member) for member in store.members()}
+
+
 def build_report(home: Path, folder: Path) -> Artifact:
-    """Write the report of the finished suite in `home` as an artifact at `folder`.
+    """Write the report of the finished suite, or the store of scores, in `home` at `folder`.
 
     Raises EvaluationError or DataError, and leaves nothing, when anything the page would show is
     missing, unfinished or contradicts another part.
     """
-    evidence = gather(home)
-    record = evidence.record
-    page, written = _page(evidence)
-    inputs, config = report_inputs(record), report_config(record)
-    with writing(folder, "report", config=config, inputs=inputs) as draft:
-        for name in ("figures", "tables"):
-            (draft.folder / name).mkdir()
-        drawings = figures.drawings(evidence.measures)
-        for name, drawing in drawings.items():
-            figures.draw(drawing, evidence.histories, draft.folder / "figures", name)
-        for one in written:
-            tables.write_csv(one, draft.folder / "tables")
-        truths = evidence.artifacts["text"].facts["planted"]
-        for name, words in (
-            ("tables/planted.json", json.dumps(truths, indent=1, ensure_ascii=False) + "\n"),
-            ("suite.toml", origins.suite_toml(record.suite)),
-            ("index.html", page),
-        ):
-            (draft.folder / name).write_text(words, encoding="utf-8")
-        draft.facts |= {"figures": len(drawings), "members": len(evidence.histories)}
-    return draft.artifact
-
-
-def _page(evidence: Evidence) -> tuple[str, list[Table]]:
-    """The page, and every table that it shows or links to."""
-    written: list[Table] = [tables.scores(evidence), tables.updates(evidence)]
+    is_suite = (home / RECORD).is_file()
+    evidence = gather(home) if is_suite else None
+    store = ScoreStore(home / FOLDER) if is_suite else ScoreStore(home)
+    measured = evidence.measured if evidence else read_measured(store)
+    name = evidence.record.suite.name if evidence else home.resolve().name
+    title = f"Suite {name}" if evidence else f"Scores of {name}"
+    config, inputs = report_origin(home)
+    shown = pictures(measured, store, evidence.histories if evidence else [])
+    written: list[Table] = [tables.scores(measured)]
 
     def show(one: Table) -> Html:
         written.append(one)
         return table(one)
 
-    sections = {
+    if evidence:
+        sections = _suite_sections(evidence, shown.told(), show)
+        opening = _opening(evidence)
+        written.append(tables.updates(evidence))
+    else:
+        sections = {"Final scores": final_scores(measured, show), "Figures": shown.told()}
+        opening = _store_opening(measured)
+    page = document(title, opening, sections)
+    config, inputs = report_origin(home)
+    with writing(folder, "report", config=config, inputs=inputs) as draft:
+        num_figures = shown.draw(measured, draft.folder / "figures")
+        write_explorer(measured, title, draft.folder)
+        (draft.folder / "index.html").write_text(page, encoding="utf-8")
+        (draft.folder / "tables").mkdir()
+        if evidence:
+            _write_suite(evidence, draft.folder)
+        for one in written:
+            tables.write_csv(one, draft.folder / "tables")
+        draft.facts |= {"figures": num_figures, "members": len(measured.models)}
+    return draft.artifact
+
+
+def _write_suite(evidence: Evidence, folder: Path) -> None:
+    """The files beside the page that only a suite has."""
+    truths = evidence.artifacts["text"].facts["planted"]
+    planted = json.dumps(truths, indent=1, ensure_ascii=False) + "\n"
+    (folder / "tables" / "planted.json").write_text(planted, encoding="utf-8")
+    toml = origins.suite_toml(evidence.record.suite)
+    (folder / "suite.toml").write_text(toml, encoding="utf-8")
+
+
+def _suite_sections(
+    evidence: Evidence, drawn: Sequence[Html], show: Show
+) -> dict[str, Sequence[Html]]:
+    return {
         "Summary": [
             show(tables.summary(evidence)),
             _note(
@@ -80,7 +109,8 @@ def _page(evidence: Evidence) -> tuple[str, list[Table]]:
                 "of each measure in bold. Held-out text is the same for every member.",
             ),
         ],
-        "Figures": _figures(evidence),
+        "Figures": drawn,
+        "Final scores": final_scores(evidence.measured, show),
         "Members": [
             show(tables.members(evidence)),
             _note(
@@ -95,7 +125,17 @@ def _page(evidence: Evidence) -> tuple[str, list[Table]]:
         "Time and machine": _time(evidence, show),
         "Check and reproduce": _check(evidence),
     }
-    return document(f"Suite {evidence.record.suite.name}", _opening(evidence), sections), written
+
+
+def _store_opening(measured: Measured) -> Html:
+    tasks = {measure.task for measure in measured.curves}
+    shots = " and ".join(map(str, measured.shots))
+    return paragraph(
+        f"{_count(measured.models, 'model')}, each asked {_count(tasks, 'task')} at most, with",
+        f"{shots} worked examples before each item. Every number is in the file of scores, and",
+        "every task and measure in the explorer; the figures show the tasks of the paper, each",
+        "by its first measure, and what else there is room for.",
+    )
 
 
 def _opening(evidence: Evidence) -> Html:
@@ -113,18 +153,6 @@ def _opening(evidence: Evidence) -> Html:
         f"Each was saved at {steps} steps and measured at every one, so growth can be read",
         "against the tokens seen. The digests by which all this can be checked are on this page.",
     )
-
-
-def _figures(evidence: Evidence) -> list[Html]:
-    guide = paragraph(
-        "The horizontal axis counts the tokens a member has seen, on a log scale that is linear",
-        "up to the first update, so that the untrained model, step 0, has a place. One colour is",
-        "one size, the darker the larger. Solid lines are the standard corpus, dashed lines the",
-        "deduplicated one, dotted lines members that differ in rows per update, learning rate or",
-        "seed.",
-    )
-    drawings = figures.drawings(evidence.measures)
-    return [guide, *(figure(name, one.caption, table=one.table) for name, one in drawings.items())]
 
 
 def _data(evidence: Evidence, show: Show) -> list[Html]:

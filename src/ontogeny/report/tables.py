@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
 from ontogeny.digest import SHORT
 from ontogeny.report.control import Comparison
-from ontogeny.report.evidence import ACCURACY, BITS_PER_BYTE, LOG_PROBABILITY, Evidence, History
+from ontogeny.report.evidence import Evidence, History
+from ontogeny.report.measured import BITS_PER_BYTE, LAST_WORD, LOG_LIKELIHOOD, Chart, Measured
 from ontogeny.results import Score, UpdateMetrics
 from ontogeny.steps import state_folder
 
@@ -35,9 +37,12 @@ class Column:
 
 FINAL_SCORES = {
     BITS_PER_BYTE: Column("held-out bits per byte", ".3f", "score", "low"),
-    LOG_PROBABILITY: Column("last word: log-probability", ".2f", "score", "high"),
-    ACCURACY: Column("last word: accuracy", ".1%", "score", "high"),
+    LOG_LIKELIHOOD: Column("last word: log-likelihood", ".2f", "score", "high"),
+    LAST_WORD: Column("last word: accuracy", ".1%", "score", "high"),
 }
+
+
+MARK = "\N{DAGGER}"  # after a score that is not above its baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Table:
         end = self.columns[position].best
         if end is None or len(self.rows) < 2:
             return None
-        values = [row[position].value for row in self.rows]
+        values = [row[position].value for row in self.rows if row[position] is not None]
         return float(min(values) if end == "low" else max(values))
 
 
@@ -77,26 +82,33 @@ def shown(column: Column, value: Any) -> str:
     if value is None:
         return "–"  # noqa: RUF001
     if isinstance(value, Score):
-        spec = column.spec
-        bounds = f"{value.low:{spec}}, {value.high:{spec}}"
-        return f"{value.value:{spec}} [{'one item' if math.isnan(value.low) else bounds}]"
+        spec, mark = column.spec, "" if is_above(value) else MARK
+        bounds = f" [{value.low:{spec}}, {value.high:{spec}}]".replace("%", "")
+        if math.isnan(value.low):
+            bounds = " [one item]" if value.n == 1 else ""
+        return f"{value.value:{spec}}{mark}{bounds}"
     return str(value)[:SHORT] if column.form == "digest" else f"{value:{column.spec}}"
+
+
+def is_above(score: Score) -> bool:
+    """Whether a score is above what guessing gives and above always giving one answer."""
+    levels = [level for level in (score.chance, score.majority) if level is not None]
+    return all(score.low > level for level in levels)
 
 
 def write_csv(table: Table, folder: Path) -> None:
     """Write the table as `<name>.csv`: full precision, a score and its bounds as three columns."""
-    header: list[str] = []
-    for column in table.columns:
-        ends = ("", " low", " high") if column.form == "score" else ("",)
-        header += [column.title + end for end in ends]
+    ends = [("", " low", " high") if one.form == "score" else ("",) for one in table.columns]
     with (folder / f"{table.name}.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        columns = zip(table.columns, ends, strict=True)
+        writer.writerow(column.title + end for column, of_column in columns for end in of_column)
         for row in table.rows:
             cells: list[Any] = []
-            for value in row:
+            for value, of_column in zip(row, ends, strict=True):
                 is_score = isinstance(value, Score)
-                cells += (value.value, value.low, value.high) if is_score else (value,)
+                given = (value.value, value.low, value.high) if is_score else (value, None, None)
+                cells += given[: len(of_column)]
             writer.writerow(cells)
 
 
@@ -109,7 +121,8 @@ def summary_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 def summary(evidence: Evidence) -> Table:
     """Where every member ended."""
-    measured = {key: FINAL_SCORES[key] for key in FINAL_SCORES if key in evidence.measures}
+    curves = evidence.measured.curves
+    measured = {key: FINAL_SCORES[key] for key in FINAL_SCORES if key in curves}
     sizes = counts("non-embedding parameters", "all parameters", "tokens seen", "checkpoints")
     rows = [
         [
@@ -118,7 +131,7 @@ def summary(evidence: Evidence) -> Table:
             history.run.shape.num_parameters,
             history.tokens,
             len(history.checkpoints),
-            *(history.scores[measure][-1] for measure in measured),
+            *(curves[measure][history.member.name][-1] for measure in measured),
         ]
         for history in evidence.histories
     ]
@@ -147,12 +160,55 @@ def members(evidence: Evidence) -> Table:
     return Table("members", columns, rows)
 
 
-def scores(evidence: Evidence) -> Table:
+def scores(measured: Measured) -> Table:
     """Every score of every checkpoint: what the score figures are drawn from."""
-    columns = plain(*(field.name for field in fields(Score)))
-    found = [history.scores.values() for history in evidence.histories]
-    rows = [astuple(row) for measures in found for measure in measures for row in measure]
-    return Table("scores", columns, rows)
+    names = [field.name for field in fields(Score)]
+    curves = [curve for by_member in measured.curves.values() for curve in by_member.values()]
+    rows = [row for curve in curves for row in curve]
+    rows.sort(key=lambda row: (row.member, row.step, row.shots, row.task, row.metric))
+    return Table("scores", plain(*names), list(map(attrgetter(*names), rows)))
+
+
+def finals(name: str, members: Sequence[str], charts: Sequence[Chart]) -> Table:
+    """Where members ended on some tasks; one that differs from its namesake has a star."""
+    columns = [*plain("member"), *counts("tokens seen")]
+    for chart in charts:
+        ends = [curve[-1] for curve in chart.curves.values() if curve]
+        star = "*" if any(row.differs for row in ends) else ""
+        title = chart.title if chart.metric == "acc" else f"{chart.title}, {chart.metric}"
+        spec = ".1%" if chart.is_share else ".3f"
+        column = Column(title + star, spec, "score", "high")
+        columns.append(column if chart.metric.startswith("acc") else replace(column, best=None))
+    rows = []
+    for member in members:
+        curves = [chart.curves.get(member) for chart in charts]
+        last = [curve[-1] if curve else None for curve in curves]
+        if any(last):
+            tokens = max(row.tokens for row in last if row is not None)
+            rows.append([member, tokens, *last])
+    return Table(name, columns, rows)
+
+
+def asked(measured: Measured) -> Table:
+    """What was asked: how many items, what costs nothing to reach, how it departs from its name."""
+    columns = [
+        *plain("task", "metric"),
+        *counts("shots", "items"),
+        Column("chance", ".1%"),
+        Column("commonest answer", ".1%"),
+        *counts("members", "checkpoints"),
+        *plain("differs from the task of its name"),
+    ]
+    rows = []
+    for measure, curves in sorted(measured.curves.items()):
+        if measure.metric == measured.main_metric(measure.task, measure.shots):
+            every = [row for curve in curves.values() for row in curve]
+            steps = {row.step for row in every}
+            first = every[0]
+            row: list[Any] = [measure.task, measure.metric, measure.shots, first.n or None]
+            row += [first.chance, first.majority, len(curves), len(steps), first.differs or None]
+            rows.append(row)
+    return Table("asked", columns, rows)
 
 
 def updates(evidence: Evidence) -> Table:

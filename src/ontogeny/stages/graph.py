@@ -20,7 +20,7 @@ from ontogeny.evaluation.catalog import resolve
 from ontogeny.evaluation.pack import build_pack, pack_config
 from ontogeny.order.plan import build_order, order_config
 from ontogeny.record import RECORD, Record, StageRecord, read_record, write_record
-from ontogeny.report.site import build_report, report_config, report_inputs
+from ontogeny.report.site import build_report, report_config, report_inputs, report_origin
 from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
 from ontogeny.stages.evaluate import TASKS_STAGE, pack_tasks
 from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, still_to_ask
@@ -336,10 +336,9 @@ class Growth:
 
 
 def report_on(home: Path) -> Path:
-    """The folder of the page about a finished suite, written if it is not there."""
-    record = read_record(home)
+    """The folder of the page about a suite or a store of scores, written if it is not there."""
     place = home / "report"
-    folder = keyed(place, "report", report_config(record), report_inputs(record))
+    folder = keyed(place, "report", *report_origin(home))
     if not folder.exists():
         build_report(home, folder)
     _link(place, folder)

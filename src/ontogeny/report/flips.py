@@ -1,0 +1,156 @@
+"""The map of items: which item of a task was answered rightly at which checkpoint.
+
+In: the item rows of a store. Out: a figure with a row of maps a task, a map a member; in a map a
+line an item, sorted by when it turns right for good, and a column a checkpoint. Not here: how often
+items turn, in numbers (`ontogeny scores`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from ontogeny.report.figures import WIDTH, appearing, short_count, write
+from ontogeny.report.measured import Measured
+from ontogeny.results import ITEMS
+from ontogeny.scores import ScoreStore
+
+RIGHT = "acc"  # the metric that says whether an item was answered rightly
+COLOURS = ListedColormap(["#e9e4d8", "#31688e"])
+MOST_MAPS = 3  # in a row
+CAPTION = (
+    "Which items are answered rightly (dark) at which checkpoint. A line is an item; they are "
+    "sorted by when they turn right for good, so the border rises to the right as a model learns; "
+    "dark specks above it are right answers that did not last."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """Of a member and a task: right [items, checkpoints], the items sorted."""
+
+    tokens: list[int]
+    right: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """A figure: its file's name, its columns, and of each task a map a member."""
+
+    name: str
+    members: list[str]
+    rows: list[tuple[str, list[Flips]]]
+
+
+def item_maps(store: ScoreStore, measured: Measured, tasks: Sequence[str]) -> list[Maps]:
+    """A figure for each number of shots with which tasks were asked whose items are known."""
+    members = _chosen(measured)
+    found = {member: read_flips(store, member) for member in members}
+    nothing = Flips([], np.zeros((0, 0), bool))
+    figures = []
+    for shots in measured.shots:
+        rows = [
+            (task, [found[member].get((task, shots), nothing) for member in members])
+            for task in tasks
+            if any((task, shots) in found[member] for member in members)
+        ]
+        if rows:
+            figures.append(Maps(f"items-{shots}-shot", members, rows))
+    return figures
+
+
+def read_flips(store: ScoreStore, member: str) -> dict[tuple[str, int], Flips]:
+    """What became of a member's items, by task and number of shots, where any are known."""
+    found: dict[tuple[str, int], dict[int, dict[str, bool]]] = {}
+    for name, step in store.places():
+        if name == member:
+            tokens = store.place(member, step).tokens
+            table = _right_items(store.path(member, step) / ITEMS)
+            for task, shots, item, is_right in zip(*table.to_pydict().values(), strict=True):
+                found.setdefault((task, shots), {}).setdefault(tokens, {})[item] = is_right
+    return {cell: _flips(by_tokens) for cell, by_tokens in found.items()}
+
+
+def by_lasting(right: np.ndarray) -> np.ndarray:
+    """The items of right [items, checkpoints] in the order in which they turn right for good.
+
+    Of those that do so at once, or never do, those that were right more often come first.
+    """
+    num_steps = right.shape[1]
+    since = np.where(right.all(axis=1), 0, num_steps - np.argmin(right[:, ::-1], axis=1))
+    return np.lexsort((-right.sum(axis=1), since))
+
+
+def draw_maps(maps: Maps, folder: Path) -> None:
+    """Draw a figure and write it as SVG and PNG under its name."""
+    num_rows, num_columns = len(maps.rows), len(maps.members)
+    with appearing():
+        figure = Figure(figsize=(WIDTH, 0.4 + 2.1 * num_rows), layout="constrained")
+        grid = figure.subplots(num_rows, num_columns, squeeze=False)
+        for axes_row, (task, of_members) in zip(grid, maps.rows, strict=True):
+            for axes, member, flips in zip(axes_row, maps.members, of_members, strict=True):
+                _draw_map(axes, f"{task}, {member}", flips)
+        figure.supylabel("items, the soonest right for good at the bottom")
+        figure.supxlabel("tokens seen, a column a checkpoint")
+        write(figure, folder / maps.name)
+
+
+def _right_items(path: Path) -> Any:
+    """Task, shots, item and whether it is right, of the items that are right or wrong."""
+    table = pq.read_table(path, columns=["task", "shots", "item", "metrics"])
+    right = pc.greater(pc.map_lookup(table["metrics"], RIGHT, "first"), 0.5)
+    table = table.set_column(3, "right", right)
+    return table.filter(pc.is_valid(table["right"]))
+
+
+def _flips(by_tokens: dict[int, dict[str, bool]]) -> Flips:
+    """The items that were asked at every checkpoint at which any was."""
+    asked = [set(items) for items in by_tokens.values()]
+    names = sorted(set.intersection(*asked))
+    tokens = sorted(by_tokens)
+    right = np.array([[by_tokens[at][name] for at in tokens] for name in names], bool)
+    right = right.reshape(len(names), len(tokens))
+    return Flips(tokens, right[by_lasting(right)] if right.size else right)
+
+
+def _chosen(measured: Measured) -> list[str]:
+    """The smallest, a middle and the largest of the plain members of the first corpus."""
+    variants = measured.variants
+    plain = [model for model in measured.models if model.member not in variants] or measured.models
+    alike = [model for model in plain if model.corpus == plain[0].corpus]
+    places = np.unique(np.linspace(0, len(alike) - 1, MOST_MAPS).round().astype(int))
+    return [alike[int(place)].member for place in places]
+
+
+def _draw_map(axes: Any, title: str, flips: Flips) -> None:
+    axes.set_title(title)
+    if not flips.right.size:
+        axes.set_axis_off()
+        return
+    num_items, num_steps = flips.right.shape
+    axes.imshow(
+        flips.right,
+        cmap=COLOURS,
+        vmin=0,
+        vmax=1,
+        aspect="auto",
+        origin="lower",
+        interpolation_stage="rgba",
+    )
+    axes.grid(visible=False)
+    shown = sorted({round(at) for at in np.linspace(0, num_steps - 1, 4)})
+    axes.xaxis.set_major_locator(FixedLocator(shown))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda at, _: short_count(flips.tokens[min(num_steps - 1, int(at))]))
+    )
+    axes.yaxis.set_major_locator(FixedLocator([0, num_items - 1]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{at + 1:.0f}"))

@@ -1,0 +1,239 @@
+"""What the models of a store were asked and how they answered, through training.
+
+In: a store of scores (`scores.py`), of a suite, a run or published models. Out: curves, each of one
+measure of one member, and the choice of those that are put side by side. Not here: how they are
+drawn (`drawings.py`, `figures.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ontogeny.errors import EvaluationError
+from ontogeny.results import SCORES, Score, read_scores
+from ontogeny.scores import Place, ScoreStore
+
+HELD_OUT, SOURCE_PREFIX = "held-out", "held-out/"
+PACK = ("last-word", "next-sentence", "agreement", "word-order")
+PAPER = (
+    *("lambada_openai", "piqa", "winogrande", "wsc", "wsc273", "arc_easy", "arc_challenge"),
+    *("sciq", "logiqa"),
+)
+# Tasks of one benchmark whose parts are asked as tasks of their own, by how their names begin.
+FAMILIES = (
+    *("hendrycksTest", "mmlu", "crows_pairs_english_", "crows_pairs_french_", "blimp_"),
+    "arithmetic_",
+)
+MAIN = ("bits_per_byte", "acc", "pct_stereotype", "exact_match")  # of a task, the first it has
+SHARES = ("acc", "pct_", "exact_match")  # how metrics begin that are shares of items
+MOST_CHARTS = 12  # in a figure
+CORPORA = ("standard", "deduped")
+
+
+class Measure(NamedTuple):
+    """What a score is of."""
+
+    task: str
+    metric: str
+    shots: int = 0
+
+
+BITS_PER_BYTE = Measure(HELD_OUT, "bits_per_byte")
+LOG_LIKELIHOOD = Measure("last-word", "log_likelihood")
+LAST_WORD = Measure("last-word", "acc")
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves that belong on one pair of axes: of each member its scores, in the order of steps."""
+
+    title: str
+    metric: str
+    curves: Mapping[str, list[Score]]
+
+    @property
+    def is_share(self) -> bool:
+        return self.metric.startswith(SHARES)
+
+    @property
+    def level_values(self) -> dict[str, float]:
+        """The levels that cost nothing to reach, where every score states the same."""
+        rows = [row for curve in self.curves.values() for row in curve]
+        found: dict[str, float] = {}
+        for name, values in (
+            ("chance", {row.chance for row in rows}),
+            ("commonest answer", {row.majority for row in rows}),
+        ):
+            level = values.pop() if len(values) == 1 else None
+            if level is not None:
+                found[name] = level
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The models of a store, from small to large, each at its last step, and their curves."""
+
+    models: list[Place]
+    curves: Mapping[Measure, Mapping[str, list[Score]]]
+
+    @property
+    def plain(self) -> dict[tuple[str, str], str]:
+        """By size and corpus the member that stands for them: called so, or else asked most."""
+        found: dict[tuple[str, str], tuple[bool, int, str]] = {}
+        for model in self.models:
+            name, place = model.member, (model.size, model.corpus)
+            is_called_so = name in (model.size, f"{model.size}-{model.corpus}")
+            asked = sum(name in by_member for by_member in self.curves.values())
+            if model.corpus in CORPORA:
+                found[place] = max(found.get(place, (False, 0, name)), (is_called_so, asked, name))
+        return {place: name for place, (*_, name) in found.items()}
+
+    @property
+    def variants(self) -> set[str]:
+        """The members that differ from another in more than size and corpus."""
+        return {model.member for model in self.models} - set(self.plain.values())
+
+    def chart(self, measure: Measure) -> Chart:
+        """The curves of a measure."""
+        return Chart(measure.task, measure.metric, self.curves[measure])
+
+    @property
+    def shots(self) -> list[int]:
+        return sorted({measure.shots for measure in self.curves})
+
+    def whole_tasks(self, shots: int) -> list[str]:
+        """The tasks asked with so many examples, without the parts of any and the held-out text."""
+        tasks = {measure.task for measure in self.curves if measure.shots == shots}
+        return sorted(task for task in tasks if "/" not in task and task != HELD_OUT)
+
+    def main_metric(self, task: str, shots: int) -> str:
+        """The metric a task is first judged by."""
+        found = {one.metric for one in self.curves if (one.task, one.shots) == (task, shots)}
+        return min(found, key=lambda metric: (_place(MAIN, metric), metric))
+
+    def charts(self, tasks: Iterable[str], shots: int = 0) -> list[Chart]:
+        """The main curves of those of the tasks that were asked, in the order given."""
+        asked = set(self.whole_tasks(shots))
+        return [
+            self.chart(Measure(task, self.main_metric(task, shots), shots))
+            for task in tasks
+            if task in asked
+        ]
+
+    def other_charts(self, shots: int) -> tuple[list[Chart], int]:
+        """The charts of other tasks that most members were asked, and how many tasks are left.
+
+        Of a family there is the whole, or else the mean of its parts.
+        """
+        left = [task for task in self.whole_tasks(shots) if task not in (*PACK, *PAPER)]
+        charts, num_tasks = list[Chart](), len(left)
+        for family in FAMILIES:
+            parts = [task for task in left if task.startswith(family)]
+            if len(parts) > 1:
+                whole = family.rstrip("_")
+                if whole not in left:
+                    charts.append(_mean(self.charts(parts, shots), f"{whole}*"))
+                    num_tasks -= len(parts) - 1
+                left = [task for task in left if task not in parts or task == whole]
+        plain = self.plain.values()
+        charts = [
+            chart
+            for chart in (*self.charts(left, shots), *charts)
+            if 2 * sum(name in chart.curves for name in plain) > len(plain)
+        ][:MOST_CHARTS]
+        return charts, num_tasks - len(charts)
+
+
+def read_measured(store: ScoreStore, members: Collection[str] | None = None) -> Measured:
+    """Everything a store holds, or what it holds of these members.
+
+    Raises EvaluationError where there is nothing, a row is of another checkpoint than its folder,
+    or a value is no number; DataError where a checkpoint's scores are damaged.
+    """
+    models: dict[str, Place] = {}
+    curves: dict[Measure, dict[str, list[Score]]] = {}
+    for member, step in store.places():
+        if members is None or member in members:
+            models[member] = store.place(member, step)
+            path = store.artifact(member, step).path / SCORES
+            for row in read_scores(path):
+                _require_true(row, models[member], path)
+                measure = Measure(row.task, row.metric, row.shots)
+                curves.setdefault(measure, {}).setdefault(member, []).append(row)
+    if not models:
+        raise EvaluationError(
+            "no scores",
+            where=store.folder,
+            expected="the folder of a suite, or member=M/step=N folders of scores",
+            fix="ontogeny evaluate, or ontogeny import-scores",
+        )
+    return Measured(sorted(models.values(), key=_order), curves)
+
+
+def seeds(models: Iterable[Place]) -> list[list[Place]]:
+    """The members that differ only in the seed of their first weights, where there are several."""
+    found: dict[tuple[str, str, str], list[Place]] = {}
+    for model in models:
+        name = re.sub(r"-seed\d+", "", model.member)
+        found.setdefault((model.size, model.corpus, name), []).append(model)
+    return [alike for alike in found.values() if len(alike) > 1]
+
+
+def _mean(charts: Sequence[Chart], name: str) -> Chart:
+    """The unweighted mean of several tasks, wherever a member was asked all of them."""
+    curves = {}
+    for member in charts[0].curves:
+        rows = [{row.step: row for row in chart.curves.get(member, [])} for chart in charts]
+        steps = sorted(set.intersection(*(set(of_task) for of_task in rows)))
+        curves[member] = [
+            _mean_row([of_task[step] for of_task in rows], f"mean of {len(charts)} {name}")
+            for step in steps
+        ]
+    return Chart(f"mean of {len(charts)} tasks {name}", charts[0].metric, curves)
+
+
+def _mean_row(rows: Sequence[Score], task: str) -> Score:
+    """The mean of the scores of different tasks, whose items are drawn independently."""
+    chances = [row.chance for row in rows if row.chance is not None]
+    value = math.fsum(row.value for row in rows) / len(rows)
+    reach = math.hypot(*((row.high - row.low) / 2 for row in rows)) / len(rows)
+    return replace(
+        rows[0],
+        task=task,
+        value=value,
+        low=value - reach,
+        high=value + reach,
+        n=sum(row.n for row in rows),
+        chance=math.fsum(chances) / len(rows) if len(chances) == len(rows) else None,
+        majority=None,
+        differs="; ".join(sorted({row.differs for row in rows} - {""})),
+    )
+
+
+def _require_true(row: Score, place: Place, path: object) -> None:
+    """Raise EvaluationError unless a row is a number of its place."""
+    expected = (place.member, place.step, place.tokens)
+    bounds_fit = math.isnan(row.low) == math.isnan(row.high)
+    is_number = math.isfinite(row.value) and bounds_fit and not math.isinf(row.low + row.high)
+    if (row.member, row.step, row.tokens) != expected or not is_number:
+        raise EvaluationError(
+            "not a score of this checkpoint",
+            where=path,
+            expected=f"a number of {place.member} at step {place.step}, {place.tokens} tokens",
+            found=row,
+        )
+
+
+def _order(model: Place) -> tuple[int, str, str, str]:
+    """Small before large, standard before deduplicated, plain members before others."""
+    corpus = "" if model.corpus == "standard" else model.corpus
+    return model.num_parameters, model.size, corpus, model.member
+
+
+def _place(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
