@@ -9,8 +9,7 @@ compared (`questions/scores.py`).
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -76,17 +75,6 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> tuple[int, int, float]:
 def told_from(low: float, high: float, level: float) -> bool:
     """Whether an interval excludes a level; one that is not known (NaN) does not."""
     return high < level or level < low
-
-
-def majority_share(golds: Sequence[int | None]) -> float | None:
-    """What always giving the commonest right answer scores.
-
-    None where items have no right answer, or all the same one: its place is then a convention, such
-    as the good sentence before the bad, which no answer could go by.
-    """
-    if None in golds or len(set(golds)) < 2:
-        return None
-    return max(Counter(golds).values()) / len(golds)
 
 
 class SeedBand(NamedTuple):

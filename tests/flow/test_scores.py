@@ -9,11 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import ontogeny
+from grown import SUITE
 from ontogeny.intervals import mean_interval
 from ontogeny.questions.comparisons import compare, emergences, seed_bands
+from ontogeny.questions.handles import OpenMember
 from ontogeny.questions.scores import Scores, open_scores, verdict
+from ontogeny.record import Record, write_record
 from ontogeny.results import Item, Score
 from ontogeny.scores import Cell, Place, ScoreStore
+from ontogeny.suite import load_suite
 from spoken import Type
 
 N, STEPS = 60, (0, 8, 16, 24)
@@ -109,6 +114,7 @@ def test_what_cannot_be_told_is_said(say: Type, grown: Path) -> None:
         (replace(WSC, majority=None, high=0.51), "! not told from chance"),
         (replace(WSC, value=0.4, low=float("nan"), high=float("nan")), "! no interval"),
         (replace(WSC, chance=None, majority=None), ""),
+        (replace(WSC, value=0.5, majority=0.5, high=0.6), "! not told from chance"),
     ],
 )
 def test_verdicts(row: Score, words: str) -> None:
@@ -241,6 +247,27 @@ def test_frames_hold_the_rows(grown: Path) -> None:
     assert "metrics" not in items
 
 
+def test_a_suite_in_python_answers_the_same(grown: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "scores").symlink_to(grown / "scores")
+    (tmp_path / "suite.toml").write_text(SUITE)
+    write_record(home, Record(suite=load_suite(tmp_path / "suite.toml"), stages=()))
+    suite, opened = ontogeny.open(home), open_scores(grown)
+    assert suite.scores(steps="last").equals(opened.scores(steps="last"))
+    assert OpenMember(suite, "5m").scores(shots=5).equals(opened.scores(member="5m", shots=5))
+    assert suite.items(member="5m", steps=[8]).equals(opened.items(member="5m", steps=[8]))
+    assert suite.compare("2m", "5m").equals(compare(opened, "2m", "5m"))
+    assert suite.emergence(member="5m").equals(emergences(opened, member="5m"))
+    assert suite.seeds(metric="acc").equals(seed_bands(opened, metric="acc"))
+    assert suite.sql("select count(*) as n from items")["n"].item() == len(opened.items())
+
+
+def test_a_runs_scores_lie_beside_it(say: Type, tmp_path: Path) -> None:
+    put(ScoreStore(tmp_path / "run-scores"), place("a", 8), Asked("quiz"))
+    assert say("scores", tmp_path / "run").out.startswith("member")
+
+
 def test_small_members_come_first(grown: Path) -> None:
     members = open_scores(grown).scores()["member"].drop_duplicates().tolist()
     assert members == ["2m", "5m", "2m-seed1", "2m-seed2"]  # as the fixture counts parameters
@@ -308,6 +335,8 @@ REFUSED = [
     (["--compare", "2m,5m", "--task", "pairs"], "no task 'pairs'"),
     (["--emergence", "--metric", "log*"], "has no level to be above"),
     (["--seeds", "--emergence"], "one question at a time; found --emergence and --seeds"),
+    (["--sql", "from scores", "--task", "quiz"], "--task is said by --sql itself"),
+    (["--compare", "2m,5m", "--steps", "8"], "--steps is said by --compare itself"),
     (["--csv", "/nowhere/at/all.csv"], "/nowhere/at/all.csv: cannot be written"),
 ]
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ontogeny.intervals import (
-    majority_share,
     mcnemar,
     mean_interval,
     paired_difference,
@@ -182,10 +181,3 @@ def test_told_from_a_level(low: float, high: float, told: bool) -> None:
 
 def test_nothing_is_told_without_an_interval() -> None:
     assert not told_from(math.nan, math.nan, 0.5)
-
-
-def test_the_commonest_answer() -> None:
-    assert majority_share([0] * 38 + [1] * 66) == 66 / 104
-    assert majority_share([0, 1, None]) is None
-    assert majority_share([]) is None
-    assert majority_share([0, 0, 0]) is None  # where the right one always stands is a convention

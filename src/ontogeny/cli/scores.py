@@ -52,6 +52,11 @@ def scores(
     asked = [name for name, value in questions.items() if value not in (None, False)]
     if len(asked) > 1:
         raise ConfigError("one question at a time", found=" and ".join(asked))
+    given = {"--member": member, "--steps": steps, "--task": task, "--metric": metric}
+    for name, value in (given | {"--shots": shots}).items():
+        names_it = sql is not None or (compare is not None and name in ("--member", "--steps"))
+        if value is not None and names_it:
+            raise ConfigError(f"{name} is said by {asked[0]} itself", fix=f"without {name}")
     only: Selection = {"member": member, "task": task, "metric": metric, "shots": shots}
     only["steps"] = _steps(steps or ("all" if emergence else "last"))
     opened = open_scores(path)

@@ -44,8 +44,12 @@ class Selection(TypedDict, total=False):
 
 
 def open_scores(path: Path) -> Scores:
-    """The scores in a folder, or of the suite or run in it. Raises EvaluationError for none."""
-    for folder in (path / FOLDER, path):
+    """The scores of a suite or of a run outside of one, or those in a folder itself.
+
+    Raises EvaluationError where there are none.
+    """
+    beside = path.absolute().with_name(f"{path.absolute().name}-{FOLDER}")  # of a run
+    for folder in (path / FOLDER, path, beside):
         if (store := ScoreStore(folder)).places():
             return Scores(store)
     raise EvaluationError(
@@ -171,22 +175,20 @@ def verdict(row: Score) -> str:
     A score that is just what always giving one of two answers makes is named so, whatever its
     interval: WSC's 38 of 104 is no knowledge.
     """
-    known = {"chance": row.chance, "majority": row.majority}
-    levels = {
-        name: level for name, level in known.items() if level is not None and not math.isnan(level)
-    }
-    if not levels:
+    levels = {"chance": row.chance, "majority": row.majority}
+    known = {name: at for name, at in levels.items() if at is not None and not math.isnan(at)}
+    if not known:
         return ""
-    constant = levels.get("majority", math.nan)
-    other = 1 - constant if row.chance == 0.5 else constant
-    if min(abs(row.value - constant), abs(row.value - other)) < EXACT:
+    constant = known.get("majority", math.nan)
+    others = {constant, 1 - constant if row.chance == 0.5 else constant} - {row.chance}
+    if any(abs(row.value - other) < EXACT for other in others):
         return "! the constant answer"
-    name = max(levels, key=levels.__getitem__)
+    name = max(known, key=known.__getitem__)
     if math.isnan(row.low):
         return "! no interval"
-    if not told_from(row.low, row.high, levels[name]):
+    if not told_from(row.low, row.high, known[name]):
         return f"! not told from {name}"
-    return f"! below {name}" if row.high < levels[name] else ""
+    return f"! below {name}" if row.high < known[name] else ""
 
 
 def _matching(pattern: str, names: pd.Series, column: str) -> list[str]:
