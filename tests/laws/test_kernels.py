@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import shutil
 import subprocess
@@ -76,16 +77,20 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 def assert_as_exact_as_torch(given: Problem) -> None:
-    """Within 1.5 times torch's distance from float64, for the output and each gradient."""
+    """Within 1.5 times torch's distance from float64, for the output and each gradient.
+
+    Of few numbers the two distances differ by chance as well, by about 1 / sqrt of how many.
+    """
     assert is_for_kernel(given[0])
     exact = solved(given, torch.float64)
     for ours, theirs, truth in zip(solved(given), solved_by_torch(given), exact, strict=True):
         parts = 3 if truth.shape[-1] == given[0].shape[-1] else 1
         for part in range(parts):
             mine, other, true = (x.chunk(parts, dim=-1)[part] for x in (ours, theirs, truth))
+            chance = 2**-6 / math.sqrt(true.numel())
             # A gradient of queries and keys may be 0, and then both sides' is of rounding alone.
             if float(true.norm()) > 1e-2 * float(truth.norm()):
-                assert error(mine, true) <= 1.5 * error(other, true) + 1e-4
+                assert error(mine, true) <= 1.5 * error(other, true) + chance
 
 
 @pytest.mark.usefixtures("kernel")

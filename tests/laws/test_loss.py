@@ -197,6 +197,21 @@ def test_the_kernel_gives_the_same_bits_on_any_number_of_threads() -> None:
 
 
 @needs_kernel
+def test_the_kernel_gives_the_same_bits_however_tokens_are_cut() -> None:
+    # One thread takes 512 tokens at a time, four take all of these; the last block is not whole.
+    hidden, weight, targets = problem(1000, 16, 200)
+    targets[::3] = 7  # of many blocks
+    results = []
+    for number in (1, 4):
+        with machine.threads(number):
+            results.append(ours(hidden.to(torch.bfloat16), weight, targets))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    exact = torchs(hidden.to(torch.bfloat16).float(), weight.bfloat16().float(), targets)
+    for found, expected in zip(results[0], exact, strict=True):
+        assert float((found - expected).norm()) < 3e-3 * float(expected.norm())
+
+
+@needs_kernel
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_kernel_hides_nothing_that_is_not_finite(value: float) -> None:
     hidden, weight, targets = problem(20, 16, 104)

@@ -21,7 +21,6 @@ from ontogeny.model.kernels import load
 CHUNK_BYTES = 104 << 20  # of logits held at once, in the dtype of the arithmetic, on a CPU
 ACCELERATOR_CHUNK_BYTES = 512 << 20  # and elsewhere, which is only fast with much to do at once
 STRIP_BYTES = 4 << 20  # of float32 logits held at once on a CPU: what stays in its cache
-TOKENS, TILE = 128, 128  # the kernel's blocks, of tokens and of ids
 
 
 def linear_cross_entropy(
@@ -82,9 +81,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
         sweep = Sweep(hidden.contiguous(), weight, targets.contiguous(), scale / len(targets))
-        for rows in _parts(hidden, sweep.matrix):
-            if not sweep.by_kernel(rows):
-                sweep.by_torch(rows)
+        if not sweep.by_kernel():
+            sweep.by_torch()
         ctx.save_for_backward(sweep.d_hidden, sweep.d_weight)
         return -sweep.scores.mean(dtype=torch.float64).float()
 
@@ -99,40 +97,33 @@ class Sweep:
     """The log-likelihoods [N] of targets and the gradients of minus `scale` times their sum."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> None:
-        self.hidden, self.targets, self.scale = hidden, targets, scale
-        self.matrix = weight.to(hidden.dtype).contiguous()
+        self.hidden, self.weight, self.targets, self.scale = hidden, weight, targets, scale
         self.scores = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         self.d_hidden = torch.empty_like(hidden)
-        self.d_weight = torch.zeros_like(weight, memory_format=torch.contiguous_format)
-        self.turned: Tensor | None = None  # the weights as the kernel needs them besides
-        vocab, width = weight.shape
-        fits = width % 16 == 0 and vocab % 8 == 0 and weight.dtype == torch.float32
-        if fits and len(targets) and _is_for_kernel(hidden):
-            _require_targets(targets, vocab)
-            self.turned = self.matrix.new_empty(-(-vocab // TILE) * TILE, width)
-            _call("loss_turn", self.matrix, self.turned, vocab, width)
+        self.d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
 
-    def by_torch(self, rows: slice) -> None:
-        """Fill in some rows, and add what they have to add."""
-        logits = self.hidden[rows] @ self.matrix.T  # [chunk, V]
-        self.scores[rows] = _softmax_in_place(logits, self.targets[rows], self.scale)
-        torch.mm(logits, self.matrix, out=self.d_hidden[rows])
-        self.d_weight += logits.T @ self.hidden[rows]
+    def by_torch(self) -> None:
+        """Fill them in by products of torch, some rows at a time."""
+        matrix = self.weight.to(self.hidden.dtype)
+        self.d_weight.zero_()
+        for rows in _parts(self.hidden, matrix):
+            logits = self.hidden[rows] @ matrix.T  # [chunk, V]
+            self.scores[rows] = _softmax_in_place(logits, self.targets[rows], self.scale)
+            torch.mm(logits, matrix, out=self.d_hidden[rows])
+            self.d_weight += logits.T @ self.hidden[rows]
 
-    def by_kernel(self, rows: slice) -> bool:
-        """The same; False, with nothing added, where the kernel is not for these logits."""
-        if self.turned is None:
+    def by_kernel(self) -> bool:
+        """The same; False, with nothing to be used, where the kernel is not for these logits."""
+        vocab, width = self.weight.shape
+        fits = width % 16 == 0 and vocab % 8 == 0 and self.weight.dtype == torch.float32
+        if not (fits and len(self.targets) and _is_for_kernel(self.hidden)):
             return False
-        (vocab, width), count = self.matrix.shape, rows.stop - rows.start
-        padded = -(-count // TOKENS) * TOKENS
+        _require_targets(self.targets, vocab)
         return not _call(
-            "loss_chunk",
-            *(self.hidden[rows], self.matrix, self.turned, self.targets[rows], self.scores[rows]),
-            *(self.d_hidden[rows], self.d_weight),
-            self.matrix.new_empty(vocab, padded),
-            self.matrix.new_empty(padded, width),
-            self.scores.new_empty(count),
-            *(count, padded, width, vocab, self.scale),
+            "loss_sweep",
+            *(self.hidden, self.weight.contiguous(), self.targets),
+            *(self.scores, self.d_hidden, self.d_weight),
+            *(len(self.targets), width, vocab, self.scale),
         )
 
 

@@ -1,12 +1,13 @@
 /* Cross-entropy of a linear map's outputs, and the gradients of its inputs and weights.
 
-   A block of tokens goes through the vocabulary tile by tile: its logits (float32, in cache) become
-   terms of the softmax, which at once meet the weights again for the gradient of the tokens. They
-   are kept in bfloat16 for the gradient of the weights, which waits for the sums. The softmax is
-   shifted by the highest logit of the first tile: where others lie so far above it that a sum
-   leaves float32's range, the caller is told and takes the slow way. The target's own term, which
-   may cancel nearly all, stays float32. A block of tokens, or a tile of weights, is computed by one
-   thread in one order, so bits do not depend on threads. */
+   Two blocks of tokens go through the vocabulary tile by tile: weights are rounded to bfloat16 as
+   they are read; logits (float32, in cache) become terms of the softmax, which at once meet the
+   weights again for the gradient of the tokens. Terms are kept in bfloat16 for the gradient of the
+   weights, which waits for the sums; of so many tokens at a time as keep the threads busy. The
+   softmax is shifted by the highest logit of the first tile: where others lie so far above it that
+   a sum leaves float32's range, the caller is told and takes the slow way. The target's own term,
+   which may cancel nearly all, stays float32. A tile of weights takes blocks of tokens in their
+   order, each block is computed by one thread: bits depend neither on threads nor on the cut. */
 #include "bf16.h"
 #include "parallel.h"
 
@@ -22,7 +23,7 @@
 /* The version of these kernels, 0 where the processor cannot run them. */
 int loss_version(void)
 {
-    return bf16_is_supported() ? 2 : 0;
+    return bf16_is_supported() ? 3 : 0;
 }
 
 /* ---- scores of rows of logits ---- */
@@ -73,48 +74,65 @@ int loss_rows(const bf16 *logits, const int64_t *targets, float *scores, long ro
     return 0;
 }
 
-/* ---- the loss of a chunk of tokens and all its gradients ---- */
+/* ---- the loss of tokens and all its gradients ---- */
 
-enum { TOKENS = 128, VECTORS = TOKENS / LANES, TILE = 128, DEPTH = 64 };
+enum { TOKENS = 128, VECTORS = TOKENS / LANES, TILE = 128, DEPTH = 64, GROUP = 2, LEAST = 4 };
 
 typedef struct {
-    const bf16 *hidden, *weight;  /* [tokens, width], [vocab, width] */
-    pair *turned;                 /* [vocab / TILE][width][TILE / 2]: weight, pairs along the ids */
-    const int64_t *targets;       /* [tokens] */
-    float *scores;                /* [tokens] */
-    bf16 *d_hidden;               /* [tokens, width] */
-    float *d_weight;              /* [vocab, width], added to */
-    bf16 *terms;                  /* [padded / TOKENS][vocab][TOKENS]: 2^(x - first) */
-    pair *shares;                 /* [padded / 2, width]: hidden over the sum of its terms */
-    float *rests;                 /* [tokens]: the gradient of the target's logit */
-    long tokens, padded, width, vocab;
+    const bf16 *hidden;     /* [tokens, width] */
+    const float *weight;    /* [vocab, width] */
+    const int64_t *targets; /* [tokens] */
+    float *scores;          /* [tokens] */
+    bf16 *d_hidden;         /* [tokens, width] */
+    float *d_weight;        /* [vocab, width], added to but for the first chunk */
+    bf16 *terms;            /* [blocks][vocab][TOKENS]: 2^(x - first) */
+    pair *shares;           /* [blocks * TOKENS / 2, width]: hidden over the sum of its terms */
+    float *rests;           /* [blocks * TOKENS]: the gradient of the target's logit */
+    long tokens, width, vocab, blocks, group;
     float scale;
-    int overflows;
+    int is_first, overflows;
     char *scratch;
     long bytes; /* of a thread's scratch */
 } Chunk;
 
 typedef struct {
-    float x[TILE * TOKENS];        /* logits, a row an id and a lane a token */
-    pair pairs[TILE / 2 * TOKENS]; /* terms, pairs along the ids */
     float first[TOKENS], sums[TOKENS], chosen[TOKENS], term[TOKENS];
-    /* then the tokens turned [width / 2][TOKENS], their gradient [width][TOKENS], that as it is */
+    pair *tokens;    /* [width / 2][TOKENS] */
+    float *d_turned; /* [width][TOKENS]: their gradient */
 } Block;
 
+typedef struct {
+    float x[TILE * TOKENS];        /* logits of a block, a row an id and a lane a token */
+    pair pairs[TILE / 2 * TOKENS]; /* its terms, pairs along the ids */
+    bf16 *weight;                  /* [TILE][width] */
+    pair *turned;                  /* [width][TILE / 2]: pairs along the ids */
+    void *other;                   /* [TILE][width] float32 */
+    Block blocks[GROUP];
+} Tile;
+
+/* Reads a tile of weights, in the layouts of both products. */
+FAST static void read_weights(Tile *tile, const float *from, long rows, long width)
+{
+    for (long i = 0; i < rows * width; i += LANES)
+        store_bf16(tile->weight + i, _mm512_loadu_ps(from + i), 0xffff);
+    pair_rows(tile->other, rows / 2, tile->weight, width, rows, width);
+    transpose(tile->turned, TILE / 2, tile->other, width, rows / 2, width);
+}
+
 /* The terms of a tile of logits, in the layouts of both products, and what they add to the sums. */
-FAST static void exponentiate(Block *block, bf16 *terms, long rows)
+FAST static void exponentiate(Tile *tile, Block *block, bf16 *terms, long rows)
 {
     const __m512 log2_of_e = _mm512_set1_ps(LOG2_OF_E);
     for (int j = 0; j < TOKENS; j += LANES) {
         __m512 first_of = _mm512_loadu_ps(block->first + j), sum = _mm512_loadu_ps(block->sums + j);
         __m512 other = _mm512_setzero_ps();
         for (long v = 0; v < rows; v += 2) {
-            const float *x = block->x + v * TOKENS + j;
+            const float *x = tile->x + v * TOKENS + j;
             __m512 even = _mm512_loadu_ps(x), odd = _mm512_loadu_ps(x + TOKENS);
             even = exp2_of(_mm512_fmsub_ps(even, log2_of_e, first_of));
             odd = exp2_of(_mm512_fmsub_ps(odd, log2_of_e, first_of));
             __m512i both = pairs_of(even, odd), above = _mm512_srli_epi32(both, 16);
-            _mm512_storeu_si512(block->pairs + v / 2 * TOKENS + j, both);
+            _mm512_storeu_si512(tile->pairs + v / 2 * TOKENS + j, both);
             bf16 *to = terms + v * TOKENS + j;
             _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(both));
             _mm256_storeu_si256((__m256i *)(to + TOKENS), _mm512_cvtepi32_epi16(above));
@@ -127,29 +145,29 @@ FAST static void exponentiate(Block *block, bf16 *terms, long rows)
 }
 
 /* The highest logit of a token in the first tile, base 2: near enough to the highest of all. */
-FAST static void look_first(Block *block, long rows)
+FAST static void look_first(const Tile *tile, Block *block, long rows)
 {
     for (int j = 0; j < TOKENS; j += LANES) {
-        __m512 highest = _mm512_loadu_ps(block->x + j);
+        __m512 highest = _mm512_loadu_ps(tile->x + j);
         for (long v = 1; v < rows; v++)
-            highest = _mm512_max_ps(highest, _mm512_loadu_ps(block->x + v * TOKENS + j));
+            highest = _mm512_max_ps(highest, _mm512_loadu_ps(tile->x + v * TOKENS + j));
         _mm512_storeu_ps(block->first + j, _mm512_mul_ps(highest, _mm512_set1_ps(LOG2_OF_E)));
     }
 }
 
 /* Notes the targets among the tile's ids, whose terms leave the products: they are exact later. */
-FAST static void take_targets(const int64_t *targets, Block *block, bf16 *terms, long count,
-                              long v0, long rows)
+FAST static void take_targets(const int64_t *targets, Tile *tile, Block *block, bf16 *terms,
+                              long count, long v0, long rows)
 {
     for (long i = 0; i < count; i++) {
         int64_t v = targets[i] - v0;
         if (v < 0 || v >= rows)
             continue;
         bf16 *term = terms + v * TOKENS + i;
-        block->chosen[i] = fmaf(block->x[v * TOKENS + i], LOG2_OF_E, -block->first[i]);
+        block->chosen[i] = fmaf(tile->x[v * TOKENS + i], LOG2_OF_E, -block->first[i]);
         block->term[i] = _mm512_cvtss_f32(load_bf16(term, 1));
         *term = 0;
-        block->pairs[v / 2 * TOKENS + i] &= v % 2 ? 0x0000ffffu : 0xffff0000u;
+        tile->pairs[v / 2 * TOKENS + i] &= v % 2 ? 0x0000ffffu : 0xffff0000u;
     }
 }
 
@@ -167,9 +185,11 @@ FAST static void finish(Chunk *chunk, const Block *block, const float *d_tokens,
         float rest = (block->term[i] / sum - 1) * chunk->scale;
         chunk->rests[start + i] = rest;
         chunk->scores[start + i] = (block->chosen[i] - log2f(sum)) * LOG_OF_2;
-        const bf16 *row = chunk->weight + chunk->targets[start + i] * width;
+        const float *row = chunk->weight + chunk->targets[start + i] * width;
         for (long k = 0; k < width; k += LANES) {
-            __m512 d = _mm512_mul_ps(load_bf16(row + k, 0xffff), _mm512_set1_ps(rest));
+            __m256i rounded = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(row + k));
+            __m512 d = load_bf16((const bf16 *)&rounded, 0xffff);
+            d = _mm512_mul_ps(d, _mm512_set1_ps(rest));
             __m512 others = _mm512_loadu_ps(d_tokens + i * width + k);
             d = _mm512_fmadd_ps(others, _mm512_set1_ps(share[i]), d);
             store_bf16(chunk->d_hidden + (start + i) * width + k, d, 0xffff);
@@ -186,62 +206,67 @@ FAST static void finish(Chunk *chunk, const Block *block, const float *d_tokens,
         }
 }
 
-/* A block of tokens against the whole vocabulary. */
+/* The tokens of a block. */
+static long count_of(const Chunk *chunk, long block)
+{
+    long left = chunk->tokens - block * TOKENS;
+    return left < TOKENS ? left : TOKENS;
+}
+
+/* A block of tokens against a tile of weights. */
+FAST static void meet(const Chunk *chunk, Tile *tile, Block *block, long place, long v, long rows)
+{
+    long width = chunk->width;
+    bf16 *terms = chunk->terms + (place * chunk->vocab + v) * TOKENS;
+    for (long k = 0; k < width / 2; k += DEPTH) { /* so few pairs of tokens stay in cache */
+        long depth = width / 2 - k < DEPTH ? width / 2 - k : DEPTH;
+        product(tile->x, TOKENS, (const pair *)tile->weight + k, width / 2,
+                block->tokens + k * TOKENS, TOKENS, rows, VECTORS, depth, k > 0);
+    }
+    if (v == 0)
+        look_first(tile, block, rows);
+    exponentiate(tile, block, terms, rows);
+    take_targets(chunk->targets + place * TOKENS, tile, block, terms, count_of(chunk, place), v,
+                 rows);
+    product(block->d_turned, TOKENS, tile->turned, TILE / 2, tile->pairs, TOKENS, width, VECTORS,
+            rows / 2, 1);
+}
+
+/* A group of blocks of tokens against the whole vocabulary. */
 FAST static void some_tokens(void *context, long item, int thread)
 {
     Chunk *chunk = context;
-    long start = item * TOKENS, width = chunk->width, left = chunk->tokens - start;
-    long count = left < TOKENS ? left : TOKENS;
-    Block *block = (Block *)(chunk->scratch + thread * chunk->bytes);
-    pair *tokens = (pair *)(block + 1);
-    float *d_turned = (float *)(tokens + width / 2 * TOKENS), *d_tokens = d_turned + width * TOKENS;
-    transpose(tokens, TOKENS, chunk->hidden + start * width, width / 2, count, width / 2);
-    memset(d_turned, 0, sizeof(float) * (size_t)(width * TOKENS));
-    memset(block->sums, 0, sizeof block->sums);
+    long start = item * chunk->group, width = chunk->width, left = chunk->blocks - start;
+    long num_blocks = left < chunk->group ? left : chunk->group;
+    Tile *tile = (Tile *)(chunk->scratch + thread * chunk->bytes);
+    tile->other = tile + 1;
+    tile->turned = (pair *)((float *)tile->other + width * TILE);
+    tile->weight = (bf16 *)(tile->turned + width * TILE / 2);
+    bf16 *next = tile->weight + width * TILE;
+    for (long b = 0; b < num_blocks; b++) {
+        Block *block = tile->blocks + b;
+        block->tokens = (pair *)next;
+        block->d_turned = (float *)(block->tokens + width / 2 * TOKENS);
+        next = (bf16 *)(block->d_turned + width * TOKENS);
+        transpose(block->tokens, TOKENS, chunk->hidden + (start + b) * TOKENS * width, width / 2,
+                  count_of(chunk, start + b), width / 2);
+        memset(block->d_turned, 0, sizeof(float) * (size_t)(width * TOKENS));
+        memset(block->sums, 0, sizeof block->sums);
+    }
     for (long v = 0; v < chunk->vocab; v += TILE) {
         long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
-        for (long k = 0; k < width / 2; k += DEPTH) { /* so few pairs of tokens stay in cache */
-            long depth = width / 2 - k < DEPTH ? width / 2 - k : DEPTH;
-            product(block->x, TOKENS, (const pair *)(chunk->weight + v * width) + k, width / 2,
-                    tokens + k * TOKENS, TOKENS, rows, VECTORS, depth, k > 0);
-        }
-        if (v == 0)
-            look_first(block, rows);
-        bf16 *terms = chunk->terms + start * chunk->vocab + v * TOKENS;
-        exponentiate(block, terms, rows);
-        take_targets(chunk->targets + start, block, terms, count, v, rows);
-        product(d_turned, TOKENS, chunk->turned + v / 2 * width, TILE / 2, block->pairs, TOKENS,
-                width, VECTORS, rows / 2, 1);
+        read_weights(tile, chunk->weight + v * width, rows, width);
+        for (long b = 0; b < num_blocks; b++)
+            meet(chunk, tile, tile->blocks + b, start + b, v, rows);
     }
-    transpose((pair *)d_tokens, width, d_turned, TOKENS, width, TOKENS);
-    finish(chunk, block, d_tokens, start, count);
+    for (long b = 0; b < num_blocks; b++) {
+        transpose(tile->other, width, tile->blocks[b].d_turned, TOKENS, width, TOKENS);
+        finish(chunk, tile->blocks + b, tile->other, (start + b) * TOKENS,
+               count_of(chunk, start + b));
+    }
 }
 
-/* What all tokens of the chunk add to the gradient of a tile of weights. */
-FAST static void some_weights(void *context, long item, int thread)
-{
-    const Chunk *chunk = context;
-    (void)thread;
-    long v = item * TILE, width = chunk->width, padded = chunk->padded;
-    long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
-    for (long n = 0; n < padded; n += TOKENS)
-        product(chunk->d_weight + v * width, width,
-                (const pair *)(chunk->terms + n * chunk->vocab + v * TOKENS), TOKENS / 2,
-                chunk->shares + n / 2 * width, width, rows, width / LANES, TOKENS / 2, 1);
-}
-
-/* Makes `turned` of a tile of weights. */
-FAST static void turn(void *context, long item, int thread)
-{
-    const Chunk *chunk = context;
-    long v = item * TILE, width = chunk->width;
-    long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
-    pair *pairs = (pair *)(chunk->scratch + thread * chunk->bytes);
-    pair_rows(pairs, rows / 2, chunk->weight + v * width, width, rows, width);
-    transpose(chunk->turned + v / 2 * width, TILE / 2, pairs, width, rows / 2, width);
-}
-
-/* A target's own part of the gradient of the weights; of all, by one thread in their order. */
+/* A target's own part of the gradient of the weights. */
 FAST static void add_target(const Chunk *chunk, long i)
 {
     long width = chunk->width;
@@ -253,44 +278,66 @@ FAST static void add_target(const Chunk *chunk, long i)
     }
 }
 
-static int run(void (*task)(void *, long, int), Chunk *chunk, long num_items, long bytes,
-               int num_threads)
+/* What all tokens of the chunk add to the gradient of a tile of weights. */
+FAST static void some_weights(void *context, long item, int thread)
 {
-    chunk->bytes = (bytes + 63) / 64 * 64;
-    chunk->scratch = aligned_alloc(64, (size_t)chunk->bytes * (size_t)num_threads);
-    if (!chunk->scratch)
-        return -1;
-    parallel(task, chunk, num_items, num_threads);
-    free(chunk->scratch);
-    return 0;
+    const Chunk *chunk = context;
+    (void)thread;
+    long v = item * TILE, width = chunk->width;
+    long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
+    for (long b = 0; b < chunk->blocks; b++) {
+        product(chunk->d_weight + v * width, width,
+                (const pair *)(chunk->terms + (b * chunk->vocab + v) * TOKENS), TOKENS / 2,
+                chunk->shares + b * TOKENS / 2 * width, width, rows, width / LANES, TOKENS / 2,
+                b > 0 || !chunk->is_first);
+        for (long i = b * TOKENS; i < b * TOKENS + count_of(chunk, b); i++)
+            if (chunk->targets[i] >= v && chunk->targets[i] < v + rows)
+                add_target(chunk, i);
+    }
 }
 
-/* Turned weights, [vocab rounded up to TILE, width] bf16; 0, or -1 without memory. */
-int loss_turn(const bf16 *weight, pair *turned, long vocab, long width, int num_threads)
+/* All of a chunk, whose scratch is there. */
+static void sweep(Chunk *chunk, int num_threads)
 {
-    Chunk chunk = {.weight = weight, .turned = turned, .vocab = vocab, .width = width};
-    return run(turn, &chunk, (vocab + TILE - 1) / TILE, TILE / 2 * width * 4, num_threads);
+    long blocks = (chunk->tokens + TOKENS - 1) / TOKENS;
+    chunk->blocks = blocks;
+    chunk->group = blocks < GROUP * num_threads ? 1 : GROUP;
+    parallel(some_tokens, chunk, (blocks + chunk->group - 1) / chunk->group, num_threads);
+    if (!chunk->overflows)
+        parallel(some_weights, chunk, (chunk->vocab + TILE - 1) / TILE, num_threads);
 }
 
-/* 0; -1 without memory; 1, with d_weight as it was, where logits are too far apart for this way.
-   Width is a multiple of 16, vocab of 8, padded of TOKENS. */
-int loss_chunk(const bf16 *hidden, const bf16 *weight, pair *turned, const int64_t *targets,
-               float *scores, bf16 *d_hidden, float *d_weight, bf16 *terms, pair *shares,
-               float *rests, long tokens, long padded, long width, long vocab, float scale,
+/* Fills scores, d_hidden and d_weight. 0; -1 without memory; 1, with them half filled, where logits
+   are too far apart for this way. Width is a multiple of 16, vocab of 8. */
+int loss_sweep(const bf16 *hidden, const float *weight, const int64_t *targets, float *scores,
+               bf16 *d_hidden, float *d_weight, long tokens, long width, long vocab, float scale,
                int num_threads)
 {
-    Chunk chunk = {hidden, weight, turned, targets, scores, d_hidden, d_weight, terms, shares,
-                   rests, tokens, padded, width, vocab, scale, 0, 0, 0};
-    long bytes = (long)sizeof(Block) + width * TOKENS * (2 + 4 + 4);
-    if (run(some_tokens, &chunk, padded / TOKENS, bytes, num_threads))
+    long most = LEAST > GROUP * num_threads ? LEAST : GROUP * num_threads; /* blocks of a chunk */
+    most = TOKENS * (most < (tokens + TOKENS - 1) / TOKENS ? most : (tokens + TOKENS - 1) / TOKENS);
+    long bytes = (long)sizeof(Tile) + width * (TILE * (4 + 2 + 2) + GROUP * TOKENS * (2 + 4));
+    bytes = (bytes + 63) / 64 * 64;
+    long all_bytes = bytes * num_threads + most * (width * 2 + vocab * 2 + 4);
+    char *memory = aligned_alloc(64, (size_t)((all_bytes + 63) / 64 * 64));
+    if (!memory)
         return -1;
-    if (chunk.overflows)
-        return 1;
-    if (run(some_weights, &chunk, (vocab + TILE - 1) / TILE, 64, num_threads))
-        return -1;
-    for (long i = 0; i < tokens; i++)
-        add_target(&chunk, i);
-    return 0;
+    Chunk chunk = {.hidden = hidden, .weight = weight, .targets = targets, .scores = scores,
+                   .d_hidden = d_hidden, .d_weight = d_weight, .width = width, .vocab = vocab,
+                   .scale = scale, .is_first = 1, .scratch = memory, .bytes = bytes};
+    chunk.terms = (bf16 *)(memory + bytes * num_threads);
+    chunk.shares = (pair *)(chunk.terms + most * vocab);
+    chunk.rests = (float *)(chunk.shares + most / 2 * width);
+    for (long done = 0; done < tokens && !chunk.overflows; done += most) {
+        chunk.tokens = tokens - done < most ? tokens - done : most;
+        sweep(&chunk, num_threads);
+        chunk.hidden += most * width;
+        chunk.targets += most;
+        chunk.scores += most;
+        chunk.d_hidden += most * width;
+        chunk.is_first = 0;
+    }
+    free(memory);
+    return chunk.overflows;
 }
 
 #else
