@@ -358,8 +358,8 @@ def test_fewer_items_than_examples(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("piqa", r"piqa: no validation items are at hand; expected piqa/validation.jsonl or "
-         r"piqa/piqa_validation.jsonl or .*arrow; found none .*try: ontogeny evaluate --fetch-data"),
+        ("piqa", r"piqa: no validation items are at hand; expected piqa/validation.jsonl or piqa/"
+         r"piqa_validation.jsonl or .*arrow; found none .*try: ontogeny evaluate --fetch-data"),
         ("lambada_openai", r"no test items .*try: put it there \(lambada_test.jsonl of the repo"),
     ],
 )  # fmt: skip

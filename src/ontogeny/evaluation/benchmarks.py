@@ -42,10 +42,8 @@ def expand(name: str, embedded: Collection[str]) -> dict[str, bool]:
     Raises EvaluationError for a name that nobody knows, giving the nearest, also of `embedded`.
     """
     groups = open_pack().groups
-    if name in groups:
-        return {task: True for member in groups[name] for task in expand(member, embedded)}
-    index = _index(name)
-    if name not in index:
+    index = {} if name in groups else _index(name)
+    if name not in groups and name not in index:
         near = difflib.get_close_matches(name, [*embedded, *groups, *index], n=3)
         raise EvaluationError(
             "no such task",
@@ -53,10 +51,10 @@ def expand(name: str, embedded: Collection[str]) -> dict[str, bool]:
             expected="a name of the embedded tasks or of lm-eval",
             fix=" or ".join(near) or f"one of {', '.join([*embedded, *groups])}",
         )
-    entry = index[name]
-    members = sorted(entry.tags) if entry.kind.name == "TAG" else entry.cfg["task"]
+    members = groups.get(name) or _members(index[name])
     if isinstance(members, str):
-        fixed = entry.cfg.get("num_fewshot") == 0 or entry.cfg.get("output_type") == ROLLING
+        config = index[name].cfg
+        fixed = config.get("num_fewshot") == 0 or config.get("output_type") == ROLLING
         return {name: not fixed}
     found: dict[str, bool] = {}
     for member in members:
@@ -86,7 +84,7 @@ def load_harness_task(name: str, shots: int, data: Sequence[str], limit: int | N
         raise EvaluationError("the task names no split to evaluate", where=name)
     found = None if HUB in data else _local(name, config, evaluated, shots, data)
     notes = [items.differs for items in (found or {}).values()]
-    examples, note = _examples(config, evaluated, found)
+    examples, note = _examples(_example_splits(config), evaluated, found)
     changes: dict[str, Any] = {}
     if not shots or note:
         changes = dict.fromkeys(("training_split", "validation_split"))
@@ -136,16 +134,14 @@ def _example_splits(config: Mapping[str, Any]) -> list[str]:
 
 
 def _examples(
-    config: Mapping[str, Any], evaluated: str, splits: Collection[str] | None
+    wanted: Sequence[str], evaluated: str, splits: Collection[str] | None
 ) -> tuple[str, str]:
     """The split worked examples come from, and what to say where it is not the harness's own."""
-    wanted = _example_splits(config)
-    at_hand = [split for split in wanted if splits is None or split in splits]
-    others = [split for split in at_hand if split != evaluated]
-    if not others:
-        return evaluated, "worked examples are other items of the same file"
-    own = others[0] == wanted[0]
-    return others[0], "" if own else f"worked examples are from the {others[0]} items"
+    at_hand = (split for split in wanted if splits is None or split in splits)
+    chosen = next(at_hand, evaluated)
+    if chosen == evaluated:
+        return chosen, "worked examples are other items of the same file"
+    return chosen, "" if chosen == wanted[0] else f"worked examples are from the {chosen} items"
 
 
 def _built(
@@ -223,6 +219,11 @@ def _majority(choices: Mapping[int, tuple[int, int]]) -> float | None:
     return max(golds.values()) / golds.total() if len(golds) > 1 else None
 
 
+def _members(entry: Any) -> Any:
+    """The name of a task, or those a group or a tag has."""
+    return sorted(entry.tags) if entry.kind.name == "TAG" else entry.cfg["task"]
+
+
 def _index(name: str) -> Mapping[str, Any]:
     index: Mapping[str, Any] = _manager(name).task_index
     return index
@@ -233,20 +234,13 @@ def _manager(name: str) -> Any:
 
     A tag may be on tasks anywhere, so all are looked at for it.
     """
-    few = _few()
-    entry = few.task_index.get(name)
-    return few if entry is not None and entry.kind.name != "TAG" else _all()
+    entry = _tasks(everywhere=False).task_index.get(name)
+    return _tasks(everywhere=entry is None or entry.kind.name == "TAG")
 
 
 @functools.cache
-def _few() -> Any:
+def _tasks(*, everywhere: bool) -> Any:
     root = Path(lm_eval.tasks.__file__).parent
-    folders = sorted({entry.harness for entry in open_pack().tasks.values()})
+    ours = [root / entry.harness for entry in open_pack().tasks.values()]
     with at_work():
-        return TaskManager(include_path=[root / name for name in folders], include_defaults=False)
-
-
-@functools.cache
-def _all() -> Any:
-    with at_work():
-        return TaskManager()
+        return TaskManager(include_path=None if everywhere else ours, include_defaults=everywhere)

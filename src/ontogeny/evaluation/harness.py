@@ -28,13 +28,14 @@ from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.rows import option_item, score_rows
 from ontogeny.evaluation.score import NeoXScorer, Request, continue_text
 from ontogeny.evaluation.tasks import Scorer, Spec
-from ontogeny.intervals import mean_interval, ratio_interval
+from ontogeny.intervals import ratio_interval
 from ontogeny.results import Item, Score
 from ontogeny.scores import Place
 
 MOST_NEW_TOKENS = 256  # of a generated answer whose task sets no limit; lm-eval's own
 
 Interval = tuple[float, float, float]
+Aggregation = Callable[[list[Any]], float]
 
 
 class OntogenyLM(TemplateLM):  # type: ignore[misc]
@@ -102,35 +103,26 @@ class OntogenyLM(TemplateLM):  # type: ignore[misc]
 
     def _continued(self, context: str, options: dict[str, Any]) -> str:
         scorer = self.scorer
-        if not isinstance(scorer, NeoXScorer) or options.get("do_sample"):
-            raise EvaluationError(
-                "the task asks for text that cannot be generated here",
-                expected="one of our own models, and the likeliest text",
-                fix="leave the task out",
-            )
         num_tokens = int(options.get("max_gen_toks", MOST_NEW_TOKENS))
         room = scorer.context_length - num_tokens
-        if room < 1:
+        if not isinstance(scorer, NeoXScorer) or options.get("do_sample") or room < 1:
             raise EvaluationError(
-                "the task asks for more text than the model can hold",
-                expected=f"fewer than {scorer.context_length} tokens",
-                found=f"{num_tokens}",
+                "the task asks for text that cannot be generated here",
+                expected="our own model, the likeliest text, and fewer tokens than it can hold",
+                found=f"{num_tokens} tokens of {scorer.context_length}",
                 fix="leave the task out",
             )
         until = options.get("until") or []
-        stops = [until] if isinstance(until, str) else until
-        ids, text = [], ""
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         prompt = self.tok_encode(context) or (self.prefix_token_id,)
         self.num_cut += len(prompt) > room
-        vocabulary = scorer.vocabulary
-        for token in continue_text(
-            scorer.model, prompt[-room:], num_tokens, scorer.dtype, end=vocabulary.eod
-        ):
+        ids, text, end = [], "", self.eot_token_id
+        for token in continue_text(scorer.model, prompt[-room:], num_tokens, scorer.dtype, end=end):
             ids.append(token)
-            text = vocabulary.decode(ids)
-            if any(stop in text for stop in stops if stop):
+            text = scorer.vocabulary.decode(ids)
+            if any(stop in text for stop in stops):
                 break
-        for stop in filter(None, stops):
+        for stop in stops:
             text = text.split(stop)[0]
         return text
 
@@ -157,8 +149,8 @@ class HarnessTask:
 
     def measure(self, scorer: Scorer, place: Place) -> tuple[list[Score], list[Item]]:
         """Ask all items. Raises NotFiniteError naming an item whose answer is no number."""
+        num_cut = self._answer(scorer)
         with at_work():
-            num_cut = self._answer(scorer)
             values, metrics = self._processed()
         instances = by_item(self.task.instances)
         items = [
@@ -170,10 +162,10 @@ class HarnessTask:
             differs = "; ".join(filter(None, [differs, cut]))
         spec = replace(self.spec, differs=differs)
         scores = [row for row in score_rows(place, spec, items) if not math.isnan(row.value)]
-        aggregations = self.task.aggregation()
         for name, each in values.items():
-            if aggregations.get(name.partition(",")[0]) is not mean:
-                value, low, high = _aggregated(aggregations[name.partition(",")[0]], each)
+            if name not in items[0].metrics:
+                aggregation = self.task.aggregation()[name.partition(",")[0]]
+                value, low, high = _aggregated(aggregation, each)
                 row = replace(scores[0], metric=name, value=value, low=low, high=high)
                 scores.append(replace(row, chance=None, majority=None))
         return scores, items
@@ -220,7 +212,7 @@ class HarnessTask:
                 for metric, value in self.task.process_results(asked[0].doc, responses).items():
                     title = metric if len(filters) == 1 else f"{metric},{name}"
                     values[title].append(value)
-                    if aggregations.get(metric) is mean:
+                    if aggregations.get(metric, mean) is mean:
                         metrics[number][title] = float(value)
         return values, metrics
 
@@ -259,27 +251,23 @@ def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
     return found
 
 
-def _aggregated(aggregation: Callable[[list[Any]], float], values: list[Any]) -> Interval:
+def _aggregated(aggregation: Aggregation, values: list[Any]) -> Interval:
     """lm-eval's value, with an interval over items for the measures that are no plain mean."""
-    low = high = math.nan
-    if aggregation in (perplexity, weighted_perplexity, bits_per_byte):
-        pairs = np.array(values, float)
-        at = mean_interval(pairs) if pairs.ndim == 1 else ratio_interval(pairs[:, 0], pairs[:, 1])
-        # Of all three a higher log-likelihood makes a lower value.
-        to_value = _bits if aggregation is bits_per_byte else _exp
-        low, high = to_value(-at[2]), to_value(-at[1])
+    value, low, high = _value(aggregation, values), math.nan, math.nan
+    if aggregation is perplexity:
+        aggregation, values = weighted_perplexity, [(each, 1.0) for each in values]
+    if aggregation in (weighted_perplexity, bits_per_byte):
+        # Of both a higher log-likelihood makes a lower value.
+        _, *ends = ratio_interval(*np.array(values, float).T)
+        high, low = (_value(aggregation, [(end, 1.0)]) for end in ends)
+    return value, low, high
+
+
+def _value(aggregation: Aggregation, values: list[Any]) -> float:
     try:
-        return float(aggregation(values)), low, high
+        return float(aggregation(values))
     except OverflowError:  # the perplexity of a model that has learned nothing
-        return math.inf, low, high
-
-
-def _bits(nats: float) -> float:
-    return nats / math.log(2)
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 709 else math.inf
+        return math.inf
 
 
 @contextlib.contextmanager

