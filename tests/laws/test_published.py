@@ -48,7 +48,7 @@ def of_neox(iteration: int, **settings: object) -> dict[str, Any]:
         ("pythia-1.4b-deduped", "1.4b-deduped", "1.4b", "deduped"),
         ("pythia-v1.1-1b-bf16", "1b-bf16", "1b", "standard"),
         ("intervention-pythia-v1.1-1.4b-deduped-long", "1.4b-deduped-long-intervention", "1.4b",
-         "deduped-long-intervention"),
+         "deduped"),
         ("pythia-19m-deduped-v0", "70m-deduped-v0", "70m", "deduped"),
         ("410m_dedup", "410m-deduped", "410m", "deduped"),
         ("pythia-160m-seed3", "160m-seed3", "160m", "standard"),
@@ -202,9 +202,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
         read_result_file(path)
 
 
+KEYS = st.sampled_from(["acc", "piqa", "\ud800"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["acc"]), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner),
+    max_leaves=4,
 )
 
 
@@ -214,7 +216,7 @@ JSON = st.recursive(
         {},
         optional={
             "results": JSON, "versions": JSON, "n-shot": JSON, "n-samples": JSON,
-            "lm_eval_version": JSON, "table_results": st.dictionaries(st.text(), JSON),
+            "lm_eval_version": JSON, "table_results": JSON,
             "config": st.fixed_dictionaries({}, optional={"model_args": st.dictionaries(
                 st.sampled_from(["pretrained", "revision", "iteration", "load"]), JSON)}),
         },
@@ -242,6 +244,17 @@ def test_two_files_of_a_checkpoint_agree_or_neither_is_taken(tmp_path: Path) -> 
     assert "found 1 tasks, such as sciq, of which none is taken" in str(fault)
     cells = ScoreStore(tmp_path / "out").cells("70m", 1)
     assert [(cell.task, cell.shots) for cell in cells] == [("piqa", 0), ("sciq", 5)]
+
+
+def test_two_files_that_count_steps_otherwise_are_not_of_one_run(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.json", of_2023("pythia-410m-v0,revision=step500", {"piqa": PIQA}))
+    name = "pythia-350m-step500_eval_results_1.json"
+    put(tmp_path / "in" / name, of_neox(500, train_iters=71_500))
+    leftover = tmp_path / ".out.new" / "member=70m" / "step=1"
+    leftover.mkdir(parents=True)  # of an import that was killed
+    (fault,) = import_scores(tmp_path / "in", tmp_path / "out")
+    assert f"{name}: other tokens by that step; found" in str(fault)
+    assert ScoreStore(tmp_path / "out").members() == ["410m-v0"]
 
 
 def test_nothing_readable_and_a_place_that_is_taken_are_refused(tmp_path: Path) -> None:

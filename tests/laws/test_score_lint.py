@@ -9,12 +9,13 @@ import pytest
 
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.lint import LintedScores, lint_scores
+from ontogeny.evaluation.published import SHARES
 from ontogeny.results import Score
 from ontogeny.scores import Cell, Place, ScoreStore
 
 METRICS = ("acc", "acc_norm", "perplexity", "log_likelihood")
 TASKS = ("piqa", "sciq", "logiqa", "arc_easy", "winogrande")
-STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 288)
 Values = dict[tuple[str, int], dict[tuple[str, str], float]]
 
 
@@ -55,7 +56,7 @@ def told(linted: LintedScores) -> list[tuple[str, str, tuple[int, ...], str]]:
 def test_a_clean_family_gives_no_finding(tmp_path: Path, values: Values) -> None:
     linted = lint(tmp_path, values)
     assert (told(linted), linted.unchecked) == ([], [])
-    assert linted.checked.startswith("560 scores of 28 checkpoints, 2 members")
+    assert linted.checked.startswith("600 scores of 30 checkpoints, 2 members")
 
 
 def test_copies_within_a_member_are_alarms_group_by_group(tmp_path: Path, values: Values) -> None:
@@ -102,36 +103,56 @@ def test_what_has_the_same_weights_is_no_fault_of_the_scores(
 def test_nearly_the_same_scores_are_the_same_weights_measured_twice(
     tmp_path: Path, values: Values
 ) -> None:
-    for step in (96, 128):  # a tenth of the scores does not change from step to step
-        values["small", step] |= dict(list(drawn(99).items())[:2])
-        again = dict(list(values["small", step].items())[:14])
-        values["large", step] |= again
+    still = dict(list(drawn(99).items())[:2])  # a tenth does not change from step to step
+    for step in (96, 128):
+        values["small", step] |= still
+        values["large", step] |= dict(list(values["small", step].items())[:14])
     assert told(lint(tmp_path, values)) == [
         ("note", "large and small", (96, 128), "nearly the same scores with 0 shots")
     ]
 
 
-@pytest.mark.parametrize("kept", [{"acc", "acc_norm"}, {"perplexity"}])
+def test_members_that_set_out_alike_are_not_nearly_the_same(tmp_path: Path, values: Values) -> None:
+    for step in (1, 2, 4):
+        for member in ("small", "large"):
+            values[member, step] |= dict(list(values["small", 0].items())[: 16 - step])
+    assert told(lint(tmp_path, values)) == []
+
+
+@pytest.mark.parametrize("kind", ["shares", "few", "one number", "not finite"])
 def test_models_that_always_answer_alike_are_not_taken_for_one(
-    tmp_path: Path, values: Values, kept: set[str]
+    tmp_path: Path, values: Values, kind: str
 ) -> None:
+    kept = {"shares": ("acc", "acc_norm"), "few": ("perplexity",)}.get(kind, METRICS)
     for place, scores in values.items():
         values[place] = {name: scores[name] for name in scores if name[1] in kept}
     values["small", 4] = values["small", 2]
+    if kind == "one number":
+        values["small", 4] = values["small", 2] = dict.fromkeys(values["small", 4], 0.5)
+    if kind == "not finite":
+        unlike = {name: np.inf for name in values["small", 4] if name[1] not in SHARES}
+        values["small", 4] = values["small", 2] = values["small", 2] | unlike
     linted = lint(tmp_path, values)
-    assert told(linted) == []  # shares alone prove nothing, nor do five numbers
-    few = ["checkpoints with fewer than 8 scores: 28"]
-    assert linted.unchecked == (few if kept == {"perplexity"} else [])
+    assert told(linted) == []
+    few = ["checkpoints with fewer than 8 scores: 30"]
+    assert linted.unchecked == (few if kind == "few" else [])
 
 
-def test_a_step_left_out_and_a_score_that_stands_are_noted(tmp_path: Path, values: Values) -> None:
-    del values["small", 192]
+def test_steps_left_out_and_scores_that_stand_are_noted(tmp_path: Path, values: Values) -> None:
+    del values["small", 160], values["small", 224]
     for place in values:
         values[place]["sciq", "acc"] = 0.25
+    values |= {("short", step): drawn(99) | {("sciq", "acc_norm"): step} for step in (0, 1)}
     assert told(lint(tmp_path, values)) == [
-        ("note", "small", (192,), "no scores of 5 tasks with 0 shots"),
+        ("note", "small", (160, 224), "no scores of 5 tasks with 0 shots"),
         ("note", "large; small", (), "acc of sciq is 0.25 at every step with 0 shots"),
     ]
+
+
+def test_a_second_distance_between_steps_is_no_gap(tmp_path: Path, values: Values) -> None:
+    coarse = {("small", 960 * step): drawn(step + 500) for step in (1, 2, 3)}
+    powers = {("few", step): drawn(step + 900) for step in (0, 1, 2, 4)}
+    assert told(lint(tmp_path, values | coarse | powers)) == []
 
 
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _compared(
     found = defaultdict[tuple[str, Pair | None, str, str, str], set[Pair]](set)
     for a, b, is_same in alike:
         names = a[0] if a[0] == b[0] else f"{a[0]} and {b[0]}"
-        together = first.setdefault(b, first.get(a, a)) if a[0] == b[0] else None
+        together = first.setdefault(b, a) if a[0] == b[0] else None
         if not is_same:
             what = "note", "nearly the same scores", "the same weights, measured twice"
         elif {a, b} <= starts and a[0] != b[0]:
@@ -117,7 +117,7 @@ def _alike(values: Mapping[Pair, Mapping[Column, float]]) -> list[tuple[Pair, Pa
     """Every two checkpoints with nearly the same scores, or (True) the same."""
     places, columns = list(values), sorted({name for one in values.values() for name in one})
     table = np.array([[values[place].get(name, np.nan) for name in columns] for place in places])
-    common = np.stack([(np.isfinite(one) & np.isfinite(table)).sum(axis=1) for one in table])
+    common = np.stack([(~np.isnan(one) & ~np.isnan(table)).sum(axis=1) for one in table])
     share = np.stack([(one == table).sum(axis=1) for one in table]) / np.maximum(common, 1)
     own = np.zeros(len(places))  # how much of its scores a checkpoint shares with its neighbours
     for i, (a, b) in enumerate(itertools.pairwise(places)):
@@ -152,7 +152,7 @@ def _series(rows: Sequence[Score]) -> dict[tuple[str, int, str, str], dict[int, 
 
 
 def _missing(rows: Sequence[Score]) -> Iterator[Finding]:
-    """Steps left out once of a series that otherwise goes on by the commonest distance."""
+    """Steps left out of a series that otherwise, by four to one, goes on by one distance."""
     found = defaultdict[tuple[str, int, tuple[int, ...]], set[str]](set)
     for (member, shots, task, _), series in _series(rows).items():
         gaps = Counter(after - before for before, after in itertools.pairwise(series))
@@ -160,10 +160,11 @@ def _missing(rows: Sequence[Score]) -> Iterator[Finding]:
         left_out = tuple(
             step
             for before, after in itertools.pairwise(series)
-            if gaps[after - before] == 1 and (after - before) % usual == 0
+            if (after - before) % usual == 0
             for step in range(before + usual, after, usual)
         )
-        if left_out and number >= LEAST_STEPS:
+        # Powers of two have a distance twice.
+        if number > 2 and 0 < 4 * len(left_out) <= len(series):
             found[member, shots, left_out].add(task)
     for (member, shots, steps), tasks in found.items():
         told = f"no scores of {len(tasks)} tasks with {shots} shots"

@@ -37,7 +37,6 @@ OLD_SIZES = {
 }  # fmt: skip
 METRICS = {"ppl": "perplexity", "em": "exact_match", "likelihood_difference": "likelihood_diff"}
 SHARES = ("acc", "acc_norm", "pct_stereotype", "exact_match")  # of the items
-COUNTS = ("sample_len", "sample_count")  # numbers of a task that are no measures
 # What guessing gives, and always giving the commonest answer where that is known, by task.
 LEVELS: dict[str, tuple[float, float | None]] = {
     "piqa": (0.5, None), "winogrande": (0.5, None), "wsc": (0.5, 66 / 104),
@@ -202,7 +201,6 @@ def member_place(name: str, step: int | None, num_updates: int | None = None) ->
     marks = [mark for mark in MARKS if mark in words]
     marks += [f"seed{seed}"] if seed else []
     marks += [f"{batch}MtokBS"] if batch else []
-    changed = [mark for mark in ("long", "intervention") if mark in words]
     last = TOKENS // tokens_per_update
     step = last if step is None else step
     if step > last:
@@ -213,7 +211,7 @@ def member_place(name: str, step: int | None, num_updates: int | None = None) ->
         tokens=step * tokens_per_update,
         size=size,
         num_parameters=SIZES[size].published_non_embedding,
-        corpus="-".join(["deduped" if "deduped" in words else "standard", *changed]),
+        corpus="deduped" if "deduped" in words else "standard",
         init_seed=int(seed or INIT_SEED),
     )
 
@@ -253,7 +251,7 @@ def _measures(values: object) -> dict[str, tuple[float, float]]:
     found = {}
     for key, value in numbers.items():
         metric, _, filtered = key.partition(",")
-        if metric in COUNTS or metric.endswith("_stderr"):
+        if metric == "sample_len" or metric.endswith("_stderr"):
             continue
         after = f",{filtered}" if filtered else ""
         name = METRICS.get(metric, metric) + after.removesuffix(",none")
