@@ -316,8 +316,19 @@ def test_an_answer_that_is_no_number_is_named(data: Path, vocabulary: Vocabulary
 
 def test_only_our_models_generate(data: Path, vocabulary: Vocabulary, model: NeoX) -> None:
     task = load(data, "triviaqa")
-    with pytest.raises(EvaluationError, match="text that cannot be generated here"):
+    with pytest.raises(
+        EvaluationError, match="triviaqa: the task asks for text that cannot be generated"
+    ):
         task.measure(Mute(vocabulary), PLACE)
+
+
+def test_an_answer_longer_than_the_model(data: Path, vocabulary: Vocabulary) -> None:
+    mute = Mute(vocabulary)
+    mute.context_length = 4
+    with pytest.raises(
+        EvaluationError, match=r"piqa: an answer that does not fit .* 1 to 4 tokens"
+    ):
+        load(data, "piqa").measure(mute, PLACE)
 
 
 def test_generated_text_makes_rows(data: Path, scorer: NeoXScorer) -> None:

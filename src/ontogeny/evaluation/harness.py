@@ -43,13 +43,12 @@ class OntogenyLM(TemplateLM):  # type: ignore[misc]
 
     Contexts are cut on their left where a request is too long, as lm-eval's own `hf` model does;
     `num_cut` counts the requests that were. Without `greedy` no answer says whether it is the
-    likeliest.
+    likeliest. `task` is named in errors.
     """
 
-    def __init__(self, scorer: Scorer, *, greedy: bool = True) -> None:
+    def __init__(self, scorer: Scorer, *, greedy: bool = True, task: str | None = None) -> None:
         super().__init__()
-        self.scorer = scorer
-        self.greedy = greedy
+        self.scorer, self.greedy, self.task = scorer, greedy, task
         self.num_cut = 0
         # A few texts are kept: the options of an item then share the ids of their context.
         self._encoded = functools.lru_cache(maxsize=4)(self._encode)
@@ -70,7 +69,8 @@ class OntogenyLM(TemplateLM):  # type: ignore[misc]
         room = self.scorer.context_length + 1 - len(target)
         if room < 1 or not target:
             raise EvaluationError(
-                "an answer that no model of this size can give",
+                "an answer that does not fit the model",
+                where=self.task,
                 expected=f"1 to {self.scorer.context_length} tokens",
                 found=f"{len(target)} tokens",
                 fix="leave the task out",
@@ -108,6 +108,7 @@ class OntogenyLM(TemplateLM):  # type: ignore[misc]
         if not isinstance(scorer, NeoXScorer) or options.get("do_sample") or room < 1:
             raise EvaluationError(
                 "the task asks for text that cannot be generated here",
+                where=self.task,
                 expected="our own model, the likeliest text, and fewer tokens than it can hold",
                 found=f"{num_tokens} tokens of {scorer.context_length}",
                 fix="leave the task out",
@@ -172,7 +173,7 @@ class HarnessTask:
 
     def _answer(self, scorer: Scorer) -> int:
         """Put a scorer's answers into the instances; how many prompts had to be cut."""
-        lm = OntogenyLM(scorer, greedy=self._asks_greedy())
+        lm = OntogenyLM(scorer, greedy=self._asks_greedy(), task=self.spec.name)
         by_type = defaultdict(list)
         for instance in self.task.instances:
             by_type[instance.request_type].append(instance)
@@ -195,7 +196,7 @@ class HarnessTask:
     def _requests(self, scorer: Scorer, instances: Sequence[Any]) -> list[Request]:
         key = scorer.vocabulary.digest, scorer.context_length
         if self._tokenised is None or self._tokenised[0] != key:
-            tokeniser = _Tokeniser(scorer)
+            tokeniser = _Tokeniser(scorer, task=self.spec.name)
             requests = tokeniser.loglikelihood(instances, disable_tqdm=True)
             self._tokenised = key, requests, tokeniser.num_cut
         return self._tokenised[1]
