@@ -99,6 +99,16 @@ class Swept:
     num_computed: int = 0
     failures: list[str] = field(default_factory=list)
 
+    def with_more(self, more: Swept) -> Swept:
+        """This and what was asked later of the same run."""
+        return replace(
+            more,
+            checkpoints=self.checkpoints + more.checkpoints,
+            num_found=self.num_found + more.num_found,
+            num_computed=self.num_computed + more.num_computed,
+            failures=self.failures + more.failures,
+        )
+
 
 def subjects(path: Path) -> list[Subject]:
     """Who a path leads to. Raises ConfigError or CheckpointError where that is nobody."""
@@ -120,17 +130,20 @@ def subjects(path: Path) -> list[Subject]:
     )
 
 
-def evaluate(who: Sequence[Subject], wish: Wish, watch: Watch) -> list[Swept]:
+def evaluate(
+    who: Sequence[Subject], wish: Wish, watch: Watch, *, patiently: bool = False
+) -> list[Swept]:
     """Ask all that is missing; a store a suite, or a run, that was asked.
 
     Raises EvaluationError, before anything is asked, for tasks or data that are not there, weights
-    that are not what was recorded, and a store that another process fills.
+    that are not what was recorded, and, unless it is to wait `patiently`, for a store that another
+    process fills.
     """
     swept = _planned(who, wish)
     with ExitStack() as held:
         for one in swept:
             for member in dict.fromkeys(point.place.member for point in one.checkpoints):
-                held.enter_context(one.store.locked(member))
+                held.enter_context(one.store.locked(member, patiently=patiently))
         works = [unasked(one.store, one.checkpoints, one.tasks, wish.threads) for one in swept]
         for one, asked in zip(swept, works, strict=True):
             one.num_computed = sum(len(work.cells) for work in asked)
@@ -153,15 +166,17 @@ def follow(subject: Subject, wish: Wish, watch: Watch) -> list[Swept]:
     chosen = chosen_steps(wish.steps, settings.steps, subject.path)
     everything = replace(wish, steps="all")
     done: list[int] = []
-    swept: list[Swept] = []
+    swept: Swept | None = None
     while True:
         is_finished = step_folder(subject.path, settings.num_updates).is_dir()
         new = [step for step in list_steps(subject.path) if step in chosen and step not in done]
         if new:
-            swept.append(evaluate([replace(subject, steps=tuple(new))], everything, watch)[0])
+            now = replace(subject, steps=tuple(new))
+            (more,) = evaluate([now], everything, watch, patiently=True)
+            swept = more if swept is None else swept.with_more(more)
             done += new
         if is_finished:
-            return swept
+            return [] if swept is None else [swept]
         time.sleep(POLL_SECONDS)
 
 
