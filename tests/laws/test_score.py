@@ -116,7 +116,10 @@ def test_what_is_shared_is_read_once(asked: list[Request], shortest: int) -> Non
 def test_rows_spell_every_sequence(asked: list[Request], width: int) -> None:
     """The tokens that see a scored place, as attention is told, are what comes before it."""
     whole = [one.context + one.target for one in asked]
-    past, rows = tries.lay_out(whole, [len(one.context) for one in asked], width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tries, "TOKENS_PER_ROW", 20)
+        past, rows = tries.lay_out(whole, [len(one.context) for one in asked], width)
+    assert all(len(row.tokens) <= 20 for row in rows)  # none is longer alone
     spelled: dict[int, list[int]] = {number: [] for number in range(len(asked))}
     for row in rows:
         assert row.past == len(past)

@@ -1,9 +1,9 @@
 """The only inference code: log-likelihoods of given tokens, and text a model continues with.
 
-What requests share is computed once (`tries.py`); rows of near length are batched and padded at
-their ends, where nothing looks. The output embedding is applied where a token is scored, some rows
-at a time, and both the log-likelihood and whether it is the greedy choice come of that. The bits of
-an answer depend on the requests of its call alone.
+What requests share is computed once (`tries.py`), in batches of rows of near length. The output
+embedding is applied where a token is scored, some rows at a time, and both the log-likelihood and
+whether it is the greedy choice come of that. The bits of an answer depend on the requests of its
+call alone.
 """
 
 from __future__ import annotations
