@@ -154,10 +154,11 @@ def evaluated(task: Any, lm: Any) -> tuple[dict[str, float], list[Any]]:
     return metrics, [sample["resps"] for sample in samples]
 
 
-# Tasks with options after one context, before one ending, without a context; a last word; a text.
+# Options after one context (with 8 examples too long a one), before one ending, or on their own; a
+# last word; a text.
 @pytest.mark.parametrize(
     ("name", "shots"),
-    [("piqa", 0), ("piqa", 2), ("lambada_openai", 2), ("winogrande", 2),
+    [("piqa", 0), ("piqa", 8), ("lambada_openai", 2), ("winogrande", 2),
      ("crows_pairs_english", 0), ("triviaqa", 1)],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore")  # of lm-eval and transformers
@@ -231,6 +232,11 @@ def test_examples_are_never_the_item(data: Path) -> None:
         examples = [example.replace("  ", " ") for example in examples]  # lm-eval puts two
         assert sorted(examples) == sorted(other for other in texts if other != text)
     assert task.spec.differs == "worked examples are other items of the same file"
+    for place, instance in enumerate(load(data, "winogrande", 7).task.instances):
+        examples = instance.args[0].split("\n\n")
+        numbers = [int(example.split(", ")[1]) for example in examples]
+        assert numbers[-1] == place // 2
+        assert sorted(numbers) == list(range(8))
 
 
 def test_examples_are_of_the_training_split_where_it_is(data: Path) -> None:
