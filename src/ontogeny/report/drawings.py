@@ -7,8 +7,8 @@ In: `Measured`, and of a suite the updates of its runs. Out: a `Drawing` a figur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from ontogeny.report.evidence import History
 from ontogeny.report.measured import (
     BITS_PER_BYTE,
     HELD_OUT,
+    LOG_LIKELIHOOD,
     PACK,
     PAPER,
     SOURCE_PREFIX,
@@ -32,6 +33,28 @@ NUM_BINS = 80  # of the smoothed training loss, over the whole width of the axis
 MOST_LINES = 16  # in a panel; with more members only those that are plain are drawn
 INTERVALS = "Bands are 95 % intervals over the items."
 LEVELS = "Dotted grey: what guessing gives (chance), or always giving the commonest answer."
+OF_HELD_OUT = (
+    f"Bits per byte of held-out text that no member was trained on; lower is better. {INTERVALS}"
+)
+OF_SOURCES = f"Bits per byte of the held-out text of each source, on one scale. {INTERVALS}"
+OF_TASKS = (
+    "The tasks made of the held-out text: the last word of a passage, the sentence that comes next "
+    "among four, the grammatical one of two that differ in agreement, and the one of two whose "
+    f"words are in order. {INTERVALS} {LEVELS}"
+)
+OF_LIKELIHOODS = (
+    "The same items by the mean log-likelihood of the right answer, which moves before answers "
+    f"change; higher is better. {INTERVALS}"
+)
+OF_TWINS = (
+    "Score on the deduplicated corpus less score on the standard one, at equal tokens. Bands are "
+    "95 % intervals that take the two for independent; asked the same items they are not, so they "
+    "are too wide: ontogeny scores compares two members item by item."
+)
+OF_SEEDS = (
+    "Members that differ only in the seed of their first weights: their mean, and as bands the "
+    "lowest and the highest of them"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +95,35 @@ class Drawing:
 
 def score_drawings(measured: Measured) -> list[Drawing]:
     """The figures of a store's scores, for as far as it has what they show."""
-    found = [*_held_out(measured), *_pack(measured)]
+
+    def grown(charts: Sequence[Chart]) -> list[Panel]:
+        return _panels(charts, lambda chart: _growth(measured, chart))
+
+    held_out, pack = measured.found([BITS_PER_BYTE]), measured.charts(PACK)
+    sources = [one for one in measured.curves if one.task.startswith(SOURCE_PREFIX)]
+    of_sources = [one for one in sources if one.metric == BITS_PER_BYTE.metric]
+    likelihoods = measured.found([Measure(task, LOG_LIKELIHOOD.metric) for task in PACK])
+    compared = [*held_out, *pack, *measured.charts(PAPER)]
+    drawings = [
+        Drawing(HELD_OUT, "bits per byte of held-out text", grown(held_out), OF_HELD_OUT),
+        Drawing("sources", "bits per byte", grown(measured.found(of_sources)), OF_SOURCES,
+                one_scale=True),
+        Drawing("tasks", "items answered rightly", grown(pack), OF_TASKS),
+        Drawing("tasks-log-likelihood", "log-likelihood of the right answer (nats)",
+                grown(likelihoods), OF_LIKELIHOODS),
+    ]  # fmt: skip
     for shots in measured.shots:
-        found += _benchmarks(measured, shots)
-    compared = measured.charts((*PACK, *PAPER))
-    if BITS_PER_BYTE in measured.curves:
-        compared = [measured.chart(BITS_PER_BYTE), *compared]
-    found += _twins(measured, compared)
-    found += _seeds(measured, compared)
-    return found
+        given = f"{shots} worked examples before each item" if shots else "no worked examples"
+        others, num_left = measured.other_charts(shots)
+        left = f" Tasks that only the explorer and the file have: {num_left}." if num_left else ""
+        for name, what, charts, more in (
+            ("paper", "The tasks of the paper", measured.charts(PAPER, shots), ""),
+            ("others", "Other tasks", others, left),
+        ):
+            caption = f"{what}, with {given}. {INTERVALS} {LEVELS}{more}"
+            drawings.append(Drawing(f"{name}-{shots}-shot", "score", grown(charts), caption))
+    drawings += [_twins(measured, compared), _seeds(measured, compared)]
+    return [drawing for drawing in drawings if drawing.panels]
 
 
 def loss_drawing(histories: Sequence[History]) -> Drawing:
@@ -111,75 +154,7 @@ def smoothed(
     return mean_tokens, mean_values
 
 
-def _held_out(measured: Measured) -> list[Drawing]:
-    if BITS_PER_BYTE not in measured.curves:
-        return []
-    sources = [
-        measured.chart(Measure(one.task, one.metric))
-        for one in measured.curves
-        if one.task.startswith(SOURCE_PREFIX) and one.metric == BITS_PER_BYTE.metric
-    ]
-    whole = Drawing(
-        HELD_OUT,
-        "bits per byte of held-out text",
-        [_growth(measured, measured.chart(BITS_PER_BYTE), "")],
-        f"Bits per byte of held-out text that no member was trained on; lower is better. "
-        f"{INTERVALS}",
-    )
-    each = Drawing(
-        "sources",
-        "bits per byte",
-        [_growth(measured, one, one.title.removeprefix(SOURCE_PREFIX)) for one in sources],
-        f"Bits per byte of the held-out text of each source, on one scale. {INTERVALS}",
-        one_scale=True,
-    )
-    return [whole, each] if sources else [whole]
-
-
-def _pack(measured: Measured) -> list[Drawing]:
-    asked = [Measure(task, "log_likelihood") for task in PACK]
-    likelihoods = [measured.chart(one) for one in asked if one in measured.curves]
-    right = measured.charts(PACK)
-    drawings = [
-        Drawing(
-            "tasks",
-            "items answered rightly",
-            [_growth(measured, one, one.title) for one in right],
-            "The tasks made of the held-out text: the last word of a passage, the sentence that "
-            "comes next among four, the grammatical one of two that differ in agreement, and the "
-            f"one of two whose words are in order. {INTERVALS} {LEVELS}",
-        ),
-        Drawing(
-            "tasks-log-likelihood",
-            "log-likelihood of the right answer (nats)",
-            [_growth(measured, one, one.title) for one in likelihoods],
-            "The same items by the mean log-likelihood of the right answer, which moves before "
-            f"answers change; higher is better. {INTERVALS}",
-        ),
-    ]
-    return [one for one in drawings if one.panels]
-
-
-def _benchmarks(measured: Measured, shots: int) -> list[Drawing]:
-    """The paper's tasks and the others, with so many worked examples before each item."""
-    examples = "1 worked example" if shots == 1 else f"{shots} worked examples"
-    given = f"each item asked with {examples} before it" if shots else "no worked examples"
-    others, num_left = measured.other_charts(shots)
-    tasks = "1 more task is" if num_left == 1 else f"{num_left} more tasks are"
-    left = f" {tasks} in the explorer and in the file." if num_left else ""
-    drawings = []
-    for name, what, charts, more in (
-        ("paper", "The tasks of the paper", measured.charts(PAPER, shots), ""),
-        ("others", "Other tasks", others, left),
-    ):
-        panels = [_growth(measured, one, _titled(one)) for one in charts]
-        caption = f"{what}, {given}. {INTERVALS} {LEVELS}{more}"
-        if panels:
-            drawings.append(Drawing(f"{name}-{shots}-shot", "score", panels, caption))
-    return drawings
-
-
-def _twins(measured: Measured, charts: Sequence[Chart]) -> list[Drawing]:
+def _twins(measured: Measured, charts: Sequence[Chart]) -> Drawing:
     """What deduplication changes: each size's difference through training."""
     plain = measured.plain
     pairs = [
@@ -187,57 +162,40 @@ def _twins(measured: Measured, charts: Sequence[Chart]) -> list[Drawing]:
         for (size, corpus), name in plain.items()
         if corpus == "standard" and (size, "deduped") in plain
     ]
-    panels = [
-        Panel(
-            _titled(chart),
-            [line for pair in pairs if len((line := _difference(chart, *pair)).tokens)],
-            {"no difference": 0.0},
-            chart.is_share,
-        )
-        for chart in charts
-    ]
-    caption = (
-        "Score on the deduplicated corpus less score on the standard one, at equal tokens. Bands "
-        "are 95 % intervals that take the two for independent; asked the same items they are not, "
-        "so they are too wide: ontogeny scores compares two members item by item."
-    )
-    panels = [panel for panel in panels if panel.lines]
-    return [Drawing("deduped-less-standard", "difference", panels, caption)] if panels else []
+    panels = _panels(charts, lambda chart: [_difference(chart, *pair) for pair in pairs])
+    panels = [replace(panel, levels={"no difference": 0.0}) for panel in panels]
+    return Drawing("deduped-less-standard", "difference", panels, OF_TWINS)
 
 
-def _seeds(measured: Measured, charts: Sequence[Chart]) -> list[Drawing]:
+def _seeds(measured: Measured, charts: Sequence[Chart]) -> Drawing:
     """How far members come apart that differ only in the seed of their first weights."""
     groups = seeds(measured.models)
+    panels = _panels(charts, lambda chart: [_spread(chart, group) for group in groups])
+    numbers = ", ".join(f"{len(group)} of {group[0].member}" for group in groups)
+    return Drawing("seeds", "mean over seeds", panels, f"{OF_SEEDS} ({numbers}).")
+
+
+def _panels(charts: Sequence[Chart], lines_of: Callable[[Chart], Sequence[Line]]) -> list[Panel]:
+    """A panel for each chart that has lines."""
     panels = [
         Panel(
-            _titled(chart),
-            [line for group in groups if len((line := _spread(chart, group)).tokens)],
-            chart.level_values,
+            chart.name,
+            [line for line in lines_of(chart) if len(line.tokens)],
+            chart.levels,
             chart.is_share,
         )
         for chart in charts
     ]
-    numbers = ", ".join(f"{len(group)} of {group[0].member}" for group in groups)
-    caption = (
-        "Members that differ only in the seed of their first weights: their mean, and as bands the "
-        f"lowest and the highest of them ({numbers})."
-    )
-    panels = [panel for panel in panels if panel.lines]
-    return [Drawing("seeds", "mean over seeds", panels, caption)] if panels else []
+    return [panel for panel in panels if panel.lines]
 
 
-def _titled(chart: Chart) -> str:
-    return chart.title if chart.metric == "acc" else f"{chart.title}, {chart.metric}"
-
-
-def _growth(measured: Measured, chart: Chart, title: str) -> Panel:
-    """A line a member."""
+def _growth(measured: Measured, chart: Chart) -> list[Line]:
+    """A line a member, of too many only the plain ones."""
     members = [model.member for model in measured.models if chart.curves.get(model.member)]
     if len(members) > MOST_LINES:
         variants = measured.variants
         members = [name for name in members if name not in variants] or members[:MOST_LINES]
-    lines = [_line(name, chart.curves[name]) for name in members]
-    return Panel(title, lines, chart.level_values, chart.is_share)
+    return [_line(name, chart.curves[name]) for name in members]
 
 
 def _line(member: str, rows: Sequence[Score]) -> Line:

@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from ontogeny.report.drawings import MOST_LINES
 from ontogeny.report.figures import looks
 from ontogeny.report.measured import BITS_PER_BYTE, PACK, PAPER, Measured
-from ontogeny.report.page import STYLE, Html, element, link, paragraph, text
+from ontogeny.report.page import Html, document, element, link, paragraph, text
 from ontogeny.results import Score
 
 PAGE, SCRIPT = "explorer.html", "plotly.min.js"
@@ -39,9 +39,8 @@ def _page(measured: Measured, title: str) -> str:
         _box("intervals", "intervals"),
         _box("others", "all members"),
     ]
-    main = element(
-        "main",
-        element("h1", text(title)),
+    opening = element(
+        "div",
         paragraph(
             "Every score of every checkpoint. Point at a line for its numbers; click a name to",
             "take its line away, twice to leave it alone.",
@@ -50,21 +49,13 @@ def _page(measured: Measured, title: str) -> str:
         element("form", *controls, id="controls"),
         element("div", id="chart"),
         element("p", class_="note", id="note"),
-        class_="alone",
-    )
-    head = (
-        Html('<meta charset="utf-8">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        element("title", text(f"{title}: explorer")),
-        element("style", Html(STYLE)),
-        element("script", src=SCRIPT),
     )
     scripts = (  # in which nothing is escaped, but what would end one must not stand
+        element("script", src=SCRIPT),
         element("script", Html(data.replace("<", "\\u003c")), type="application/json", id="scores"),
         element("script", Html(own)),
     )
-    body = element("body", main, *scripts)
-    return f"<!doctype html>\n{element('html', element('head', *head), body, lang='en')}\n"
+    return document(title, opening, {}, scripts)
 
 
 def _data(measured: Measured) -> dict[str, Any]:

@@ -17,6 +17,15 @@ from ontogeny.errors import EvaluationError
 from ontogeny.results import SCORES, Score, read_scores
 from ontogeny.scores import Place, ScoreStore
 
+
+class Measure(NamedTuple):
+    """What a score is of."""
+
+    task: str
+    metric: str
+    shots: int = 0
+
+
 HELD_OUT, SOURCE_PREFIX = "held-out", "held-out/"
 PACK = ("last-word", "next-sentence", "agreement", "word-order")
 PAPER = (
@@ -28,23 +37,14 @@ FAMILIES = (
     *("hendrycksTest", "mmlu", "crows_pairs_english_", "crows_pairs_french_", "blimp_"),
     "arithmetic_",
 )
-MAIN = ("bits_per_byte", "acc", "pct_stereotype", "exact_match")  # of a task, the first it has
+MAIN = ("acc", "pct_stereotype", "exact_match", "bits_per_byte")  # of a task, the first it has
 SHARES = ("acc", "pct_", "exact_match")  # how metrics begin that are shares of items
-MOST_CHARTS = 12  # in a figure
-CORPORA = ("standard", "deduped")
-
-
-class Measure(NamedTuple):
-    """What a score is of."""
-
-    task: str
-    metric: str
-    shots: int = 0
-
-
 BITS_PER_BYTE = Measure(HELD_OUT, "bits_per_byte")
 LOG_LIKELIHOOD = Measure("last-word", "log_likelihood")
 LAST_WORD = Measure("last-word", "acc")
+USUAL = ("acc", BITS_PER_BYTE.metric, LOG_LIKELIHOOD.metric)
+MOST_CHARTS = 12  # in a figure
+CORPORA = ("standard", "deduped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,17 @@ class Chart:
     curves: Mapping[str, list[Score]]
 
     @property
+    def name(self) -> str:
+        """What its axes are called: the task, and the measure unless it is the usual one."""
+        task = self.title.removeprefix(SOURCE_PREFIX)
+        return task if self.metric in USUAL else f"{task}, {self.metric}"
+
+    @property
     def is_share(self) -> bool:
         return self.metric.startswith(SHARES)
 
     @property
-    def level_values(self) -> dict[str, float]:
+    def levels(self) -> dict[str, float]:
         """The levels that cost nothing to reach, where every score states the same."""
         rows = [row for curve in self.curves.values() for row in curve]
         found: dict[str, float] = {}
@@ -98,9 +104,13 @@ class Measured:
         """The members that differ from another in more than size and corpus."""
         return {model.member for model in self.models} - set(self.plain.values())
 
-    def chart(self, measure: Measure) -> Chart:
-        """The curves of a measure."""
-        return Chart(measure.task, measure.metric, self.curves[measure])
+    def found(self, measures: Iterable[Measure]) -> list[Chart]:
+        """The curves of those of the measures that there are, in the order given."""
+        return [
+            Chart(measure.task, measure.metric, self.curves[measure])
+            for measure in measures
+            if measure in self.curves
+        ]
 
     @property
     def shots(self) -> list[int]:
@@ -119,11 +129,8 @@ class Measured:
     def charts(self, tasks: Iterable[str], shots: int = 0) -> list[Chart]:
         """The main curves of those of the tasks that were asked, in the order given."""
         asked = set(self.whole_tasks(shots))
-        return [
-            self.chart(Measure(task, self.main_metric(task, shots), shots))
-            for task in tasks
-            if task in asked
-        ]
+        asked_of = [task for task in tasks if task in asked]
+        return self.found(Measure(task, self.main_metric(task, shots), shots) for task in asked_of)
 
     def other_charts(self, shots: int) -> tuple[list[Chart], int]:
         """The charts of other tasks that most members were asked, and how many tasks are left.

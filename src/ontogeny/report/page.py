@@ -116,7 +116,12 @@ def figure(name: str, caption: str, *, table: str) -> Html:
     return element("figure", image, below, id=name)
 
 
-def document(title: str, opening: Html, sections: Mapping[str, Sequence[Html]]) -> str:
+def document(
+    title: str,
+    opening: Html,
+    sections: Mapping[str, Sequence[Html]],
+    scripts: Sequence[Html] = (),
+) -> str:
     """The whole page: a section for each heading, which its contents list in order."""
     places = {heading: "-".join(heading.lower().split()) for heading in sections}
     contents = (link(f"#{place}", heading) for heading, place in places.items())
@@ -124,6 +129,7 @@ def document(title: str, opening: Html, sections: Mapping[str, Sequence[Html]]) 
         element("section", element("h2", text(heading)), *parts, id=places[heading])
         for heading, parts in sections.items()
     )
+    nav = [element("nav", *contents)] if sections else []
     main = element("main", element("h1", text(title)), opening, *written)
     head = (
         Html('<meta charset="utf-8">'),
@@ -131,7 +137,8 @@ def document(title: str, opening: Html, sections: Mapping[str, Sequence[Html]]) 
         element("title", text(f"{title}: report")),
         element("style", Html(STYLE)),
     )
-    body = element("body", element("div", element("nav", *contents), main, class_="frame"))
+    frame = element("div", *nav, main, class_="frame" if sections else "alone")
+    body = element("body", frame, *scripts)
     return f"<!doctype html>\n{element('html', element('head', *head), body, lang='en')}\n"
 
 

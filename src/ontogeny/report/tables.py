@@ -175,9 +175,8 @@ def finals(name: str, members: Sequence[str], charts: Sequence[Chart]) -> Table:
     for chart in charts:
         ends = [curve[-1] for curve in chart.curves.values() if curve]
         star = "*" if any(row.differs for row in ends) else ""
-        title = chart.title if chart.metric == "acc" else f"{chart.title}, {chart.metric}"
         spec = ".1%" if chart.is_share else ".3f"
-        column = Column(title + star, spec, "score", "high")
+        column = Column(chart.name + star, spec, "score", "high")
         columns.append(column if chart.metric.startswith("acc") else replace(column, best=None))
     rows = []
     for member in members:
