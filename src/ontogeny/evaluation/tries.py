@@ -99,9 +99,15 @@ def batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    limit = min(len(first), len(second))
-    return next((place for place in range(limit) if first[place] != second[place]), limit)
+    """How many tokens two sequences begin with alike, by halves: slices compare fast."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _past(ordered: Sequence[tuple[int, ...]], limit: int) -> tuple[int, ...]:
