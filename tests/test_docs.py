@@ -22,7 +22,7 @@ def test_the_readme_names_every_verb_and_no_other() -> None:
         for command in app.registered_commands
         if command.callback
     }
-    lines = re.findall(r"^(?:ontogeny|.*&& ontogeny) (\w+)", README, flags=re.MULTILINE)
+    lines = re.findall(r"^(?:ontogeny|.*&& ontogeny) ([\w-]+)", README, flags=re.MULTILINE)
     assert set(lines) == verbs
 
 
