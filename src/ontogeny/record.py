@@ -44,6 +44,11 @@ class Record(Settings):
         names = [stage.name for stage in self.stages]
         raise ConfigError(f"no stage {name!r}", where=RECORD, fix=nearest(name, names))
 
+    def with_stages(self, *changed: StageRecord) -> Record:
+        """The record with stages in place of those of their names, new ones at its end."""
+        stages = {stage.name: stage for stage in (*self.stages, *changed)}
+        return self.model_copy(update={"stages": tuple(stages.values())})
+
 
 def write_record(home: Path, record: Record) -> None:
     """Write the record of the suite in `home` with its own digest, whole or not at all."""

@@ -203,6 +203,37 @@ def test_what_is_asked_of_part_of_a_suite_goes_into_its_store(say: Type, home: P
 
 
 @pytest.mark.slow
+def test_benchmarks_become_part_of_a_suite(say: Type, home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'ontogeny[eval]'")
+    rows = [{"goal": "a", "sol1": "the old", "sol2": "a door", "label": n % 2} for n in range(6)]
+    (tmp_path / "piqa").mkdir()
+    (tmp_path / "piqa/validation.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    before = read_record(home)
+    words = ("evaluate", home, "--tasks", "piqa", "--data", tmp_path, "--steps", "last")
+    said = say(*words, "--shots", "0", "--workers", 2)
+    assert said.code == 0, said.err
+    assert count(said.out) == 2
+    assert ScoreStore(home / "scores").cells("one", 16)[-2].harness.startswith("lm-eval ")
+    assert f"2 cells computed, 0 found, 0 without an answer: {home / 'scores'}" in said.out
+    assert "0 cells computed, 2 found" in say(*words).out
+    assert read_record(home).stage("report") == before.stage("report")
+    assert say("report", home).code == 0
+    assert read_record(home).stage("report") != before.stage("report")
+    assert "piqa" in (home / "report/index.html").read_text()
+    assert not [fault for subject in verify(home) for fault in subject.faults]
+
+
+@pytest.mark.slow
+def test_a_cluster_without_ray(
+    say: Type, grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = say("evaluate", grown, "--out", tmp_path / "out", "--ray", "local")
+    assert said.code == 2
+    assert '--ray: Ray is not installed; try: pip install "ontogeny[ray]"' in said.err
+
+
+@pytest.mark.slow
 def test_other_weights_never_get_the_answers_of_those_before(
     say: Type, home: Path, tmp_path: Path
 ) -> None:

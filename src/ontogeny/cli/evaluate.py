@@ -144,7 +144,8 @@ def _tell(swept: list[Swept]) -> None:
             header = ["member", "step", "task", "shots", "metric", "value", "95 % interval", "n",
                       "chance", ""]  # fmt: skip
             print_table(header, [_told(row) for row in rows[:MOST_ROWS]])
-        for words in dict.fromkeys(row.differs for row in rows if row.differs):
+        notes = {f"{row.task} at {row.shots}: {row.differs}": None for row in rows if row.differs}
+        for words in notes:
             out.print(f"note: {words}", markup=False, highlight=False)
         left = f"{len(rows) - MOST_ROWS:,} more rows: " if len(rows) > MOST_ROWS else "all of it: "
         for line in (

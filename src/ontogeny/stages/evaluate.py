@@ -344,10 +344,7 @@ def _note(swept: Swept, watch: Watch, filled: Filled) -> None:
 def _with_scores(home: Path, members: Collection[str], record: Record) -> Record:
     """The record of a suite with the digests of members' scores as they are now."""
     names = {f"{FOLDER}/{member}" for member in members}
-    stages = [
-        stage.model_copy(update={"digest": stage_digest(home, stage)})
-        if stage.name in names
-        else stage
-        for stage in record.stages
-    ]
-    return record.model_copy(update={"stages": tuple(stages)})
+    stages = [stage for stage in record.stages if stage.name in names]
+    return record.with_stages(
+        *(stage.model_copy(update={"digest": stage_digest(home, stage)}) for stage in stages)
+    )

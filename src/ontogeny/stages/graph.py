@@ -19,7 +19,14 @@ from ontogeny.errors import DataError
 from ontogeny.evaluation.catalog import resolve
 from ontogeny.evaluation.pack import build_pack, pack_config
 from ontogeny.order.plan import build_order, order_config
-from ontogeny.record import RECORD, Record, StageRecord, read_record, write_record
+from ontogeny.record import (
+    RECORD,
+    Record,
+    StageRecord,
+    change_record,
+    read_record,
+    write_record,
+)
 from ontogeny.report.site import build_report, report_config, report_inputs, report_origin
 from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
 from ontogeny.stages.evaluate import TASKS_STAGE, pack_tasks
@@ -338,10 +345,16 @@ class Growth:
 def report_on(home: Path) -> Path:
     """The folder of the page about a suite or a store of scores, written if it is not there."""
     place = home / "report"
-    folder = keyed(place, "report", *report_origin(home))
-    if not folder.exists():
-        build_report(home, folder)
+    folder, began = keyed(place, "report", *report_origin(home)), time.monotonic()
+    is_new = not folder.exists()
+    made = build_report(home, folder) if is_new else open_artifact(folder, "report")
     _link(place, folder)
+    if is_new and (home / RECORD).is_file():
+        spent = time.monotonic() - began
+        stage = StageRecord(
+            name="report", kind=made.kind, path=folder.name, digest=made.digest, seconds=spent
+        )
+        change_record(home, lambda record: record.with_stages(stage))
     return place
 
 
