@@ -157,6 +157,17 @@ def test_without_steps_the_last_of_both(tmp_path: Path) -> None:
     assert set(frame["a"]) | set(frame["b"]) == {"a@8", "b@8"}
 
 
+def test_items_are_paired_by_name_and_seeds_at_common_steps(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    put(store, place("a", 8), Asked("quiz"))
+    put(store, place("a-seed1", 8, 1), Asked("quiz", items=range(N - 1, -1, -1)))
+    put(store, place("a", 16), Asked("quiz"))
+    opened = Scores(store)
+    row = compare(opened, "a@8", "a-seed1", metric="acc").iloc[0]
+    assert (row["only_a"], row["only_b"], row["p"]) == (0, 0, 1)
+    assert set(seed_bands(opened)["step"]) == set(seed_bands(opened, steps="last")["step"]) == {8}
+
+
 ODD = [
     (Asked("quiz", spec="t" * 64), "ssssssss of a@8 and tttttttt of b@8"),
     (Asked("quiz", items=range(1, N)), "item i00 of some only"),
@@ -312,7 +323,7 @@ FORBIDDEN = [
 
 @pytest.mark.parametrize("query", FORBIDDEN)
 def test_sql_reads_the_tables_and_nothing_else(say: Type, grown: Path, query: str) -> None:
-    rows = pd.DataFrame({"secret": [1]})  # a variable of the caller is no table either
+    rows = pd.DataFrame({"secret": [1]})  # a variable is no table
     before = sorted(grown.rglob("*"))
     said = say("scores", grown, "--sql", query.format(grown))
     assert (said.code, said.out, len(rows)) == (2, "", 1)

@@ -156,7 +156,7 @@ class Scores:
     @cached_property
     def _tables(self) -> duckdb.DuckDBPyConnection:
         """The four tables, and no way to anything else: no file, no network, no variable."""
-        tables = duckdb.connect(config={"python_enable_replacements": False})
+        tables = duckdb.connect()
         tables.execute(f"set allowed_directories = [{_text(self.store.folder.resolve())}]")
         tables.execute("set enable_external_access = false")
         places = self.store.places()
