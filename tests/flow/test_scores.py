@@ -221,6 +221,8 @@ def test_published_scores_emerge_without_items(published: Path) -> None:
     assert rows["step"].isna().to_dict() == {"160m": True, "70m": False}
     assert rows[["first", "last"]].isna().all(axis=None)
     assert open_scores(published).items().empty
+    put(ScoreStore(published), place("70m", 24), Asked("quiz", spec=""))  # items of one step alone
+    assert emergences(open_scores(published), member="70m")["first"].isna().all()
 
 
 def test_published_scores_cannot_be_paired(say: Type, published: Path) -> None:
