@@ -74,7 +74,6 @@ class Answers:
 class Filled:
     """What came of one checkpoint: items answered, and the tasks that gave no numbers."""
 
-    checkpoint: Checkpoint
     num_items: int
     failures: tuple[str, ...]
 
@@ -179,7 +178,7 @@ def _add(store: ScoreStore, asked: Asked, answers: Answers) -> Filled:
         inputs = checkpoint_inputs(checkpoint)
         store.add(place, cells, answers.scores, answers.items, inputs, answers.bits)
     problems = tuple(str(one["problem"]) for one in answers.failures)
-    return Filled(checkpoint, len(answers.items), problems)
+    return Filled(len(answers.items), problems)
 
 
 def _identity(asked: Asked) -> Mapping[str, Any]:

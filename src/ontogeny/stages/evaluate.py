@@ -146,14 +146,14 @@ def evaluate(
                 held.enter_context(one.store.locked(member, patiently=patiently))
         works = [unasked(one.store, one.checkpoints, one.tasks, wish.threads) for one in swept]
         for one, asked in zip(swept, works, strict=True):
-            one.num_computed = sum(len(work.cells) for work in asked)
+            one.num_computed = sum(len(work.cells) for work in asked)  # less those that fail
             one.num_found = len(one.checkpoints) * len(one.tasks) - one.num_computed
         watch.planned(sum(map(len, works)))
         for one, asked in zip(swept, works, strict=True):
             try:
                 fill(one.store, asked, wish.workers, partial(_note, one, watch))
             finally:
-                if one.home is not None and asked:
+                if one.home is not None:  # also where a killed sweep did not come to that
                     members = {point.place.member for point in one.checkpoints}
                     change_record(one.home, partial(_with_scores, one.home, members))
     return swept
@@ -338,6 +338,7 @@ def pack_tasks(pack: Path) -> tuple[str, ...]:
 
 def _note(swept: Swept, watch: Watch, filled: Filled) -> None:
     swept.failures += filled.failures
+    swept.num_computed -= len(filled.failures)
     watch.filled(filled)
 
 
