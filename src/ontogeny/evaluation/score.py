@@ -76,12 +76,15 @@ def answer(
         [len(one.context) for one in requests],
         model.shape.hidden_size,
     )
-    tally = Tally(len(requests))
+    scores, misses = np.zeros(len(requests)), np.zeros(len(requests), int)
     with exact_products(dtype):
         past = model.past(_on(model, prefix), dtype) if prefix else [None] * model.shape.num_layers
         for batch in batches(rows):
-            _score(model, dtype, batch, past, tally)
-    return tally.answers(greedy=greedy)
+            numbers, found, hits = _score(model, dtype, batch, past)
+            np.add.at(scores, numbers, found.double().cpu().numpy())
+            np.add.at(misses, numbers, ~hits.cpu().numpy())
+    pairs = zip(scores.tolist(), (misses == 0).tolist(), strict=True)
+    return [Answer(score, hit if greedy else None) for score, hit in pairs]
 
 
 @torch.no_grad()
@@ -132,25 +135,10 @@ def require_fitting(requests: Sequence[Request], context_length: int) -> None:
             )
 
 
-class Tally:
-    """The answers of a call, as their tokens are scored."""
-
-    def __init__(self, num_requests: int) -> None:
-        self.scores = np.zeros(num_requests)
-        self.misses = np.zeros(num_requests, int)
-
-    def add(self, numbers: np.ndarray, scores: Tensor, hits: Tensor) -> None:
-        """Add a token's score to that of its request, for each of `numbers`."""
-        np.add.at(self.scores, numbers, scores.double().cpu().numpy())
-        np.add.at(self.misses, numbers, ~hits.cpu().numpy())
-
-    def answers(self, *, greedy: bool) -> list[Answer]:
-        found = zip(self.scores.tolist(), (self.misses == 0).tolist(), strict=True)
-        return [Answer(score, hit if greedy else None) for score, hit in found]
-
-
-def _score(model: NeoX, dtype: torch.dtype, rows: Sequence[Row], past: Past, tally: Tally) -> None:
-    """Read a batch of rows and score their targets."""
+def _score(
+    model: NeoX, dtype: torch.dtype, rows: Sequence[Row], past: Past
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Of each token to score in a batch: its request, log-likelihood, and if it is greedy."""
     hidden = _read(model, dtype, rows, past)
     starts = np.cumsum([0, *(len(row.tokens) for row in rows[:-1])])
     scored = np.concatenate(
@@ -164,7 +152,7 @@ def _score(model: NeoX, dtype: torch.dtype, rows: Sequence[Row], past: Past, tal
         _on(model, numbers),
         _on(model, scored[:, 2]),
     )
-    tally.add(scored[:, 0], scores, hits)
+    return scored[:, 0], scores, hits
 
 
 def _read(model: NeoX, dtype: torch.dtype, rows: Sequence[Row], past: Past) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 TOKENS_PER_BATCH = 2048  # read at once; more multiplies no faster, and pads attention more
 TOKENS_PER_ROW = 1024  # of several sequences: attention grows with the square
+NO_END = 2**31  # as long as a subtree is open
 SHORTEST_PAST = 32  # tokens that all sequences share and that are worth reading beforehand
 
 
@@ -21,8 +22,8 @@ SHORTEST_PAST = 32  # tokens that all sequences share and that are worth reading
 class Row:
     """Tokens of some sequences; those of the past are left out, and count in depths only.
 
-    The subtree of token i ends before place `ends[i]`. Of every token to score
-    `scored` has the sequence's number, the place of the token before it, and itself.
+    The subtree of token i ends before place `ends[i]`, that of the last path with the row. Of every
+    token to score `scored` has the sequence's number, the place of the token before it, and itself.
     """
 
     past: int
@@ -41,15 +42,10 @@ class Row:
             self.path.append(len(self.tokens))
             self.tokens.append(sequence[depth])
             self.depths.append(depth)
-            self.ends.append(-1)  # not known yet
+            self.ends.append(NO_END)
         places = self.path[first - 1 - self.past :]
         pairs = zip(places, sequence[first:], strict=True)
         self.scored += [(number, *pair) for pair in pairs]
-
-    def close(self) -> None:
-        """Let the subtrees of the last path end with the row."""
-        for place in self.path:
-            self.ends[place] = len(self.tokens)
 
     @property
     def stem(self) -> int:
@@ -80,8 +76,6 @@ def lay_out(
             shared = len(past)
         rows[-1].add(number, sequences[number], firsts[number], shared)
         before = inputs
-    for row in rows:
-        row.close()
     rows.sort(key=lambda row: -len(row.tokens))  # stable: otherwise by their tokens
     return past, rows
 

@@ -174,7 +174,8 @@ def _highest_and_log_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
         first = torch.zeros(len(logits), dtype=torch.int64)
         return highest, logits[:, 0].float() - highest - _scores(logits, first)
     log_sums = torch.empty_like(highest)
-    for rows in chunks(len(logits), logits.shape[1] * 4, STRIP_BYTES):
+    limit = STRIP_BYTES if logits.device.type == "cpu" else 2 * ACCELERATOR_CHUNK_BYTES
+    for rows in chunks(len(logits), logits.shape[1] * 4, limit):
         log_sums[rows] = -torch.softmax(logits[rows].float(), dim=1).amax(dim=1).log()
     return highest, log_sums
 
