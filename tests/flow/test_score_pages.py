@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from ontogeny.artifact import faults, open_artifact
 from ontogeny.report.drawings import Drawing, Line, score_drawings
 from ontogeny.report.explorer import write_explorer
+from ontogeny.report.figures import AXES, draw
 from ontogeny.report.flips import by_lasting, item_maps, read_flips
 from ontogeny.report.measured import Measure, Measured, read_measured
 from ontogeny.results import Item, Score
@@ -160,6 +161,21 @@ def test_of_too_many_members_the_plain_are_drawn(tmp_path: Path) -> None:
     assert lines(paper, "sciq").keys() == set(measured.plain.values())
 
 
+def test_models_that_are_of_no_suite_are_drawn_where_nothing_was_seen(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    score = Score("smol", 0, 0, "odd", "ppl", 1e9, math.nan, math.nan, 0)
+    store.add(Place("smol", 0, 0, "135m", 10**8, "unknown"), [Cell("odd", 0, *[""] * 6)],
+              [score], [], {})  # fmt: skip
+    measured = read_measured(store)
+    (drawing,) = score_drawings(measured)
+    assert lines(drawing, "odd, ppl")["smol"].values.tolist() == [1e9]
+    for axis in AXES:
+        draw(drawing, measured, tmp_path, axis)
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "others-0-shot.svg", "others-0-shot-linear.svg",
+    }  # fmt: skip
+
+
 @given(arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 6))))
 def test_items_are_sorted_by_when_they_are_right_for_good(right: np.ndarray) -> None:
     def key(item: int) -> tuple[int, int]:
@@ -232,7 +248,7 @@ def test_page_of_a_store_marks_what_is_not_above_its_baseline(
     page = (report.path / "index.html").read_text(encoding="utf-8")
     for target in re.findall(r'(?:src|href)="([^#"]+)"', page):
         assert target in report.files
-    assert "7 models, each asked 9 tasks at most" in page
+    assert "7 models, asked up to 9 tasks each." in page
     assert page.count("36.5%\N{DAGGER}") == 7  # 38 of 104, with 66 the commonest answer
     assert ">sciq*</th>" in page
     assert "other &lt;/script&gt;&lt;b&gt; text" in page

@@ -110,7 +110,7 @@ def grow(
     """Grow a suite in `folder`, or print what that would take."""
     from ontogeny.artifact import require_space
     from ontogeny.report.evidence import gather
-    from ontogeny.report.tables import summary_rows
+    from ontogeny.report.tables import MARK, MARKED, summary_rows
     from ontogeny.stages.graph import Growth
     from ontogeny.stages.plan import as_bytes, as_time, plan_rows, plan_suite, stage_rows
     from ontogeny.workers import Workers, num_cores
@@ -149,6 +149,9 @@ def grow(
             growth.run()
     except KeyboardInterrupt:
         leave(STOPPED, 130)
-    print_table(*summary_rows(gather(folder)))
+    header, rows = summary_rows(gather(folder))
+    print_table(header, rows)
+    if any(MARK in cell for row in rows for cell in row):
+        out.print(MARKED)
     out.print(f"page: {folder / 'report' / 'index.html'}")
     out.print(f"all of it took {as_time(time.monotonic() - began)}")

@@ -32,7 +32,7 @@ from ontogeny.scores import Place
 NUM_BINS = 80  # of the smoothed training loss, over the whole width of the axis
 MOST_LINES = 16  # in a panel; with more members only those that are plain are drawn
 INTERVALS = "Bands are 95 % intervals over the items."
-LEVELS = "Dotted grey: what guessing gives (chance), or always giving the commonest answer."
+LEVELS = "Grey: what guessing gives (chance), and what always giving the commonest answer does."
 OF_HELD_OUT = (
     f"Bits per byte of held-out text that no member was trained on; lower is better. {INTERVALS}"
 )
@@ -113,7 +113,7 @@ def score_drawings(measured: Measured) -> list[Drawing]:
                 grown(likelihoods), OF_LIKELIHOODS),
     ]  # fmt: skip
     for shots in measured.shots:
-        given = f"{shots} worked examples before each item" if shots else "no worked examples"
+        given = f"{shots or 'no'} worked example{'s' * (shots != 1)} before each item"
         others, num_left = measured.other_charts(shots)
         left = f" Tasks that only the explorer and the file have: {num_left}." if num_left else ""
         for name, what, charts, more in (

@@ -25,7 +25,7 @@ function offer() {
 // The log axis has no 0, so the untrained model stands half a decade before the first update.
 function horizontal(curves) {
   const seen = curves.flatMap((curve) => curve[2]).filter((tokens) => tokens > 0);
-  const first = Math.min(...seen), last = Math.max(...seen);
+  const first = Math.min(...seen, 1e12), last = Math.max(...seen, 1);
   if (at("axis").value === "linear") return { place: (tokens) => tokens, ticks: {} };
   const zero = Math.log10(first) - 0.5;
   const decades = [];

@@ -54,10 +54,15 @@ WIDTH = 9.2  # inches
 DASHES = {"standard": "-", "deduped": (0, (5, 2))}
 VARIANT_DASHES = (0, (1, 1.3))
 MARKERS = "os^Dv"
-LEVEL_STYLES: tuple[Any, ...] = ((0, (1, 2)), (0, (4, 2, 1, 2)))
+LEVEL_STYLES: dict[str, Any] = {  # by what the level is
+    "chance": (0, (1, 2)),
+    "commonest answer": (0, (4, 2, 1, 2)),
+    "no difference": (0, (1, 2)),
+}
 LEVEL_COLOUR = "#777777"
 
 Axis = Literal["log", "linear"]
+AXES: tuple[Axis, ...] = ("log", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ def looks(models: Sequence[Place], variants: Collection[str]) -> dict[str, Look]
     return found
 
 
-def draw(drawing: Drawing, measured: Measured, folder: Path, axis: Axis = "log") -> None:
+def draw(drawing: Drawing, measured: Measured, folder: Path, axis: Axis) -> None:
     """Draw a figure and write it as SVG and PNG under its name, `-linear` with the linear axis.
 
     The reader's own matplotlib settings play no part.
@@ -178,7 +183,8 @@ def _draw_panel(
             look |= {"linewidth": 1.1, "marker": None if is_alone else look["marker"]}
         axes.fill_between(line.tokens, line.low, line.high, color=look["color"], alpha=alpha, lw=0)
         axes.plot(line.tokens, line.values, **look)
-    for style, level in zip(LEVEL_STYLES, panel.levels.values(), strict=False):
+    for name, level in panel.levels.items():
+        style = LEVEL_STYLES[name]
         axes.axhline(level, color=LEVEL_COLOUR, linestyle=style, linewidth=1.1, zorder=1.5)
     axes.set_title(textwrap.fill(panel.title, 28 if is_narrow else 99))
     if panel.is_share:
@@ -202,9 +208,10 @@ def _key(measured: Measured, appearance: Mapping[str, Look], drawing: Drawing) -
         if model.member in variants:
             look = asdict(appearance[model.member])
             handles.append(Line2D([], [], **look, label=model.member))
-    levels = dict.fromkeys(name for panel in drawing.panels for name in panel.levels)
-    for style, name in zip(LEVEL_STYLES, levels, strict=False):
-        handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle=style, lw=1.1, label=name))
+    levels = {name for panel in drawing.panels for name in panel.levels}
+    for name, style in LEVEL_STYLES.items():
+        if name in levels:
+            handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle=style, lw=1.1, label=name))
     return handles
 
 

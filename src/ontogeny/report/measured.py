@@ -147,7 +147,7 @@ class Measured:
                     charts.append(_mean(self.charts(parts, shots), f"{whole}*"))
                     num_tasks -= len(parts) - 1
                 left = [task for task in left if task not in parts or task == whole]
-        plain = self.plain.values()
+        plain = self.plain.values() or [model.member for model in self.models]
         charts = [
             chart
             for chart in (*self.charts(left, shots), *charts)

@@ -14,7 +14,7 @@ from ontogeny.report import tables
 from ontogeny.report.drawings import Drawing, loss_drawing, score_drawings
 from ontogeny.report.evidence import History
 from ontogeny.report.explorer import PAGE
-from ontogeny.report.figures import draw
+from ontogeny.report.figures import AXES, draw
 from ontogeny.report.flips import CAPTION, Maps, draw_maps, item_maps
 from ontogeny.report.measured import PACK, PAPER, Measured
 from ontogeny.report.page import Html, element, figure, link, paragraph, text
@@ -42,11 +42,11 @@ class Pictures:
         """Write them all into a new folder; how many they are."""
         folder.mkdir()
         for drawing in self.drawings:
-            draw(drawing, measured, folder)
-            draw(drawing, measured, folder, "linear")
+            for axis in AXES:
+                draw(drawing, measured, folder, axis)
         for maps in self.maps:
             draw_maps(maps, folder)
-        return 2 * len(self.drawings) + len(self.maps)
+        return len(AXES) * len(self.drawings) + len(self.maps)
 
 
 def pictures(measured: Measured, store: ScoreStore, histories: Sequence[History]) -> Pictures:
@@ -69,16 +69,19 @@ def final_scores(measured: Measured, show: Show) -> list[Html]:
             *measured.charts(PAPER, shots),
             *measured.other_charts(shots)[0],
         ]
-        heading = f"With {shots} worked examples" if shots else "Without worked examples"
-        told += [element("h3", text(heading))] if charts else []
+        heading = (
+            f"With {shots} worked example{'s' * (shots > 1)}"
+            if shots
+            else "Without worked examples"
+        )
+        told += [element("h3", text(f"With {examples}"))] if charts else []
         for group, names in groups.items():
             final = tables.finals(f"final-{shots}-shot{group}", names, charts)
             told += [show(final)] if charts and final.rows else []
     marks = paragraph(
         "At the last checkpoint that was asked; in brackets 95 % intervals over the items, the",
-        f"best in bold. {tables.MARK} marks a score whose interval is not above what guessing and",
-        "always giving the commonest answer give. A star marks a task that differs from the one",
-        "of its name, in the way told below.",
+        "best in bold. A star marks a task that differs from the one of its name, as told below.",
+        tables.MARKED,
         class_="note",
     )
     heading = element("summary", text("What was asked"))

@@ -107,6 +107,7 @@ def _suite_sections(
             _note(
                 "At the last checkpoint. In brackets 95 % intervals over the items; the best value",
                 "of each measure in bold. Held-out text is the same for every member.",
+                tables.MARKED,
             ),
         ],
         "Figures": drawn,
@@ -129,12 +130,10 @@ def _suite_sections(
 
 def _store_opening(measured: Measured) -> Html:
     tasks = {measure.task for measure in measured.curves}
-    shots = " and ".join(map(str, measured.shots))
     return paragraph(
-        f"{_count(measured.models, 'model')}, each asked {_count(tasks, 'task')} at most, with",
-        f"{shots} worked examples before each item. Every number is in the file of scores, and",
-        "every task and measure in the explorer; the figures show the tasks of the paper, each",
-        "by its first measure, and what else there is room for.",
+        f"{_count(measured.models, 'model')}, asked up to {_count(tasks, 'task')} each. Every",
+        "number is in the file of scores, and every task and measure in the explorer; the figures",
+        "show the tasks of the paper, each by its first measure, and what else there is room for.",
     )
 
 

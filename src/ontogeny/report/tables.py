@@ -42,7 +42,8 @@ FINAL_SCORES = {
 }
 
 
-MARK = "\N{DAGGER}"  # after a score that is not above its baseline
+MARK = "\N{DAGGER}"
+MARKED = f"{MARK} Its interval is not wholly above chance and the commonest answer's share."
 
 
 @dataclass(frozen=True, slots=True)
