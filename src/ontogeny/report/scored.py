@@ -69,11 +69,7 @@ def final_scores(measured: Measured, show: Show) -> list[Html]:
             *measured.charts(PAPER, shots),
             *measured.other_charts(shots)[0],
         ]
-        heading = (
-            f"With {shots} worked example{'s' * (shots > 1)}"
-            if shots
-            else "Without worked examples"
-        )
+        examples = f"{shots or 'no'} worked example{'s' * (shots != 1)}"
         told += [element("h3", text(f"With {examples}"))] if charts else []
         for group, names in groups.items():
             final = tables.finals(f"final-{shots}-shot{group}", names, charts)
