@@ -80,6 +80,9 @@ def test_wsc_is_degenerate(reference: Path) -> None:
     golds = Counter(gold for gold, _ in task.choices.values())  # type: ignore[attr-defined]
     assert golds == {0: 66, 1: 38}  # always yes is the .365 of most published scores
     assert task.spec.majority == 66 / 104
+    items = find_items("wsc", "validation", [reference / "eval"], "")
+    assert items is not None
+    assert all(row["span1_text"] in row["text"] for row in items.rows)
 
 
 def test_every_known_file_of_the_reference_is_there(reference: Path) -> None:

@@ -202,9 +202,15 @@ def test_arc_requests_are_their_questions_once() -> None:
     }
 
 
-def test_super_glue_spans() -> None:
-    row = {"text": "t", "idx": 3, "label": True, "target": {"span1_text": "a", "span2_index": 7}}
-    flat = {"text": "t", "idx": 3, "label": 1, "span1_text": "a", "span2_index": 7}
+@pytest.mark.parametrize(
+    ("span", "place", "spelled"),
+    [("The oak", 3, "the oak"), ("it", 0, "It"), ("an elm.", 7, "an elm"), ("nobody", 2, "nobody")],
+)
+def test_super_glue_spans_are_spelled_as_in_the_text(span: str, place: int, spelled: str) -> None:
+    text = "It was near the oak, not an elm"
+    target = {"span1_text": span, "span1_index": place, "span2_text": "oak", "span2_index": 4}
+    flat = {"text": text, "idx": 3, "label": 1, **target, "span1_text": spelled}
+    row = {"text": text, "idx": 3, "label": True, "target": target}
     assert layouts.super_glue_wsc([row]) == [flat]
 
 
