@@ -1,9 +1,9 @@
 """Statistics on items, steps and seeds: what a number is worth, in plain functions of arrays.
 
 Intervals are of 95 %. Over items they are percentile bootstraps (Efron and Tibshirani 1993, chapter
-13), the same resamples every time; of a share without its items Wilson's (1927); over seeds
-Student's t. Paired answers are compared by McNemar's exact test (1947). Not here: which numbers are
-compared (`questions/scores.py`).
+13), the same resamples every time; of a share of items Wilson's (1927); over seeds Student's t.
+Paired answers are compared by McNemar's exact test (1947). Not here: which numbers are compared
+(`questions/scores.py`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,18 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> tuple[fl
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Value, low and high of the mean of values [n]."""
+    """Value, low and high of the mean of values [n]; Wilson's where all of them are 0 or 1.
+
+    Resampled, a handful of items that are all wrong would look like a certain zero.
+    """
+    if len(values) > 1 and _are_shares(values):
+        share = float(values.mean())
+        return share, *share_interval(share, len(values))
     return ratio_interval(values, np.ones_like(values))
 
 
 def share_interval(share: float, n: int) -> tuple[float, float]:
-    """Low and high of a share of `n` items of which only the share is known (Wilson's interval)."""
+    """Low and high of a share of `n` items (Wilson's interval)."""
     z = NormalDist().inv_cdf(TAILS[1] / 100)
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -125,7 +131,10 @@ def emergence(values: np.ndarray, level: float) -> Emergence | None:
     means = np.concatenate(
         [_means(values, draws) for draws in _resamples(values.shape[1])], axis=1
     )  # [checkpoints, RESAMPLES]
-    lows = np.percentile(means, TAILS[0], axis=1)
+    if _are_shares(values):
+        lows = np.array([mean_interval(row)[1] for row in values])
+    else:
+        lows = np.percentile(means, TAILS[0], axis=1)
     place = int(stays_above(lows[:, None], level)[0])
     if place == len(values):
         return None
@@ -133,6 +142,10 @@ def emergence(values: np.ndarray, level: float) -> Emergence | None:
     places = stays_above(means - below[:, None], level)
     first, last = np.percentile(places, TAILS, method="inverted_cdf").astype(int).tolist()
     return Emergence(place, min(first, place), None if last == len(values) else max(last, place))
+
+
+def _are_shares(values: np.ndarray) -> bool:
+    return bool(np.isin(values, (0.0, 1.0)).all())
 
 
 def stays_above(lows: np.ndarray, level: float) -> np.ndarray:

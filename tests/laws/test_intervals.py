@@ -174,3 +174,11 @@ def test_told_from_a_level(low: float, high: float, told: bool) -> None:
 
 def test_nothing_is_told_without_an_interval() -> None:
     assert not told_from(math.nan, math.nan, 0.5)
+
+
+def test_items_that_are_all_wrong_leave_room_for_doubt() -> None:
+    """With no right answer of n the 95 % end of Wilson's interval is z^2 / (n + z^2)."""
+    _, low, high = mean_interval(np.zeros(20))
+    assert (low, high) == (0.0, pytest.approx(1.959964**2 / (20 + 1.959964**2)))
+    _, low, high = mean_interval(np.ones(20))
+    assert (low, high) == (pytest.approx(20 / (20 + 1.959964**2)), 1.0)
