@@ -189,7 +189,7 @@ def test_maps_hold_the_items_of_the_store(store: ScoreStore, measured: Measured)
     (maps,) = item_maps(store, measured, ("agreement", "piqa", "sciq"))
     assert (maps.name, maps.members) == ("items-0-shot", ["1m", "2m"])
     assert [task for task, _ in maps.rows] == ["agreement", "sciq"]
-    flips = read_flips(store, "1m")["agreement", 0]
+    flips = read_flips(store, "1m", ["agreement"])["agreement", 0]
     assert flips.tokens == [step * 512 for step in STEPS]
     for at, step in enumerate(STEPS):
         right = [one.metrics["acc"] for one in store.items("1m", step) if one.task == "agreement"]
@@ -203,7 +203,7 @@ def test_items_not_asked_everywhere_and_tasks_without_right_answers(tmp_path: Pa
     no_answers = [replace(one, task="wsc", metrics={"f1": 0.5}) for one in items]
     cells = [replace(store.cells("1m", 64)[0], task="wsc")]
     store.add(store.place("1m", 64), cells, [], no_answers, {})
-    found = read_flips(store, "1m")
+    found = read_flips(store, "1m", ["sciq", "wsc"])
     assert found.keys() == {("sciq", 0)}
     assert found["sciq", 0].right.shape == (NUM_ITEMS - 1, len(STEPS))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from matplotlib.colors import ListedColormap
@@ -54,7 +55,7 @@ class Maps:
 def item_maps(store: ScoreStore, measured: Measured, tasks: Sequence[str]) -> list[Maps]:
     """A figure for each number of shots with which tasks were asked whose items are known."""
     members = _chosen(measured)
-    found = {member: read_flips(store, member) for member in members}
+    found = {member: read_flips(store, member, tasks) for member in members}
     nothing = Flips([], np.zeros((0, 0), bool))
     figures = []
     for shots in measured.shots:
@@ -68,16 +69,21 @@ def item_maps(store: ScoreStore, measured: Measured, tasks: Sequence[str]) -> li
     return figures
 
 
-def read_flips(store: ScoreStore, member: str) -> dict[tuple[str, int], Flips]:
-    """What became of a member's items, by task and number of shots, where any are known."""
-    found: dict[tuple[str, int], dict[int, dict[str, bool]]] = {}
-    for name, step in store.places():
-        if name == member:
-            tokens = store.place(member, step).tokens
-            table = _right_items(store.path(member, step) / ITEMS)
-            for task, shots, item, is_right in zip(*table.to_pydict().values(), strict=True):
-                found.setdefault((task, shots), {}).setdefault(tokens, {})[item] = is_right
-    return {cell: _flips(by_tokens) for cell, by_tokens in found.items()}
+def read_flips(
+    store: ScoreStore, member: str, tasks: Sequence[str]
+) -> dict[tuple[str, int], Flips]:
+    """What became of a member's items, by task and number of shots, where any are known.
+
+    An item counts that was asked at every checkpoint at which its task was.
+    """
+    steps = [step for name, step in store.places() if name == member]
+    items = pa.concat_tables(_right_items(store, member, step, tasks) for step in steps)
+    found = {}
+    for cell, of_cell in items.to_pandas().groupby(["task", "shots"]):
+        wide = of_cell.pivot(index="item", columns="tokens", values="right").dropna()
+        right = wide.to_numpy(bool)
+        found[cell] = Flips(wide.columns.tolist(), right[by_lasting(right)])
+    return found
 
 
 def by_lasting(right: np.ndarray) -> np.ndarray:
@@ -104,22 +110,14 @@ def draw_maps(maps: Maps, folder: Path) -> None:
         write(figure, folder / maps.name)
 
 
-def _right_items(path: Path) -> Any:
-    """Task, shots, item and whether it is right, of the items that are right or wrong."""
-    table = pq.read_table(path, columns=["task", "shots", "item", "metrics"])
+def _right_items(store: ScoreStore, member: str, step: int, tasks: Sequence[str]) -> Any:
+    """Task, shots, item, whether it is right, and tokens, of the items that are right or wrong."""
+    path, columns = store.path(member, step) / ITEMS, ["task", "shots", "item", "metrics"]
+    table = pq.read_table(path, columns=columns, filters=[("task", "in", tasks)])
     right = pc.greater(pc.map_lookup(table["metrics"], RIGHT, "first"), 0.5)
-    table = table.set_column(3, "right", right)
+    tokens = pa.repeat(store.place(member, step).tokens, len(table))
+    table = table.set_column(3, "right", right).append_column("tokens", tokens)
     return table.filter(pc.is_valid(table["right"]))
-
-
-def _flips(by_tokens: dict[int, dict[str, bool]]) -> Flips:
-    """The items that were asked at every checkpoint at which any was."""
-    asked = [set(items) for items in by_tokens.values()]
-    names = sorted(set.intersection(*asked))
-    tokens = sorted(by_tokens)
-    right = np.array([[by_tokens[at][name] for at in tokens] for name in names], bool)
-    right = right.reshape(len(names), len(tokens))
-    return Flips(tokens, right[by_lasting(right)] if right.size else right)
 
 
 def _chosen(measured: Measured) -> list[str]:
