@@ -179,7 +179,7 @@ def test_a_run_file_with_a_damaged_store(say: Type, ground: Ground, tmp_path: Pa
 
 def test_a_folder_that_is_no_run(say: Type, tmp_path: Path) -> None:
     assert refused(say("generate", tmp_path, "x", "--step", 1), "not an artifact", "manifest.json")
-    assert refused(say("report", tmp_path, "--out", tmp_path / "r"), "not the folder of a suite")
+    assert refused(say("report", tmp_path, "--out", tmp_path / "r"), "no scores")
 
 
 def test_a_folder_that_may_not_be_written(say: Type, suite: Path) -> None:
