@@ -27,7 +27,7 @@ from tokenizers import Tokenizer
 
 from ontogeny.artifact import open_artifact
 from ontogeny.suite import VocabularySettings
-from ontogeny.text.documents import Document, json_line, read_documents
+from ontogeny.text.documents import Document, documents_in, json_line
 from ontogeny.tokens.encode import encode_files
 from ontogeny.tokens.vocabulary import TOKENIZER, build_vocabulary, load_vocabulary
 from ontogeny.workers import Workers
@@ -65,10 +65,11 @@ def encoder(name: str, tokenizer: Path) -> Encode:
 def encode_texts(name: str, folder: Path) -> float:
     """Seconds to encode all texts, a chunk at a time; loading is not counted."""
     chunks: list[list[str]] = [[]]
-    for document in read_documents(folder / "text"):
-        chunks[-1].append(document.text)
-        if sum(map(len, chunks[-1])) > CHUNK:
-            chunks.append([])
+    for file in sorted((folder / "text").iterdir()):
+        for document, _ in documents_in(file, file.name, file):
+            chunks[-1].append(document.text)
+            if sum(map(len, chunks[-1])) > CHUNK:
+                chunks.append([])
     encode = encoder(name, folder / "vocabulary" / TOKENIZER)
     encode(["warm up"])
     start = time.perf_counter()

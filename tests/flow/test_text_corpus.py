@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpora import read_documents
 from grown import write_documents
 from ontogeny.artifact import Artifact, faults, open_artifact
 from ontogeny.digest import digest_json
@@ -31,7 +32,7 @@ from ontogeny.text.corpus import (
     text_inputs,
 )
 from ontogeny.text.dedup import normalised, text_digest
-from ontogeny.text.documents import Document, documents_in, read_documents, work_of
+from ontogeny.text.documents import Document, documents_in, work_of
 from ontogeny.workers import Workers
 
 PLANTS = PlantedSettings(

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpora import read_documents
 from grown import SUITE, Ground, write_documents
 from ontogeny.artifact import open_artifact
 from ontogeny.config import build, read_toml
@@ -34,7 +35,7 @@ from ontogeny.results import Score, UpdateMetrics, read_metrics, read_scores, wr
 from ontogeny.shape import Shape
 from ontogeny.stages.neox_yaml import read_neox_yaml
 from ontogeny.suite import RunFile, load_suite
-from ontogeny.text.documents import Document, read_documents
+from ontogeny.text.documents import Document
 from ontogeny.tokens.store import HEADER, MAGIC, Store
 from ontogeny.tokens.vocabulary import load_vocabulary
 from ontogeny.training.metrics import whole_lines
@@ -104,9 +105,9 @@ CASES = {
     "suite TOML": Case("suite.toml", lambda folder: load_suite(folder / "suite.toml")),
     "run TOML": Case("run.toml", run_file),
     "YAML": Case("neox.yml", lambda folder: read_neox_yaml(folder / "neox.yml", repair=True)),
-    "JSONL": Case("d.jsonl", lambda folder: list(read_documents(folder / "d.jsonl"))),
-    "JSONL.gz": Case("d.jsonl.gz", lambda folder: list(read_documents(folder / "d.jsonl.gz"))),
-    "JSONL.zst": Case("d.jsonl.zst", lambda folder: list(read_documents(folder / "d.jsonl.zst"))),
+    "JSONL": Case("d.jsonl", lambda folder: read_documents(folder / "d.jsonl")),
+    "JSONL.gz": Case("d.jsonl.gz", lambda folder: read_documents(folder / "d.jsonl.gz")),
+    "JSONL.zst": Case("d.jsonl.zst", lambda folder: read_documents(folder / "d.jsonl.zst")),
     "scores": Case("scores.parquet", lambda folder: read_scores(folder / "scores.parquet")),
     "metrics": Case("metrics.jsonl", metrics),
     "safetensors": Case(hf.WEIGHTS, hf.load),

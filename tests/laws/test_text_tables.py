@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ontogeny.text.tables as tables
+from corpora import read_documents, refusal
 from ontogeny.errors import DataError
-from ontogeny.text.documents import Document, corpus_files, documents_in, read_documents
+from ontogeny.text.documents import Document, corpus_files, documents_in
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -42,12 +43,6 @@ FORMS: dict[str, tuple[str, Callable[[pa.Table, Path], None]]] = {
 TEN = pa.table({"text": [f"text {row} é" for row in range(10)]})
 
 
-def fault(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        list(read_documents(path))
-    return str(caught.value)
-
-
 @pytest.mark.parametrize("form", FORMS)
 @given(st.lists(st.tuples(texts, texts.filter(bool)), min_size=1, max_size=9))
 @settings(max_examples=25)
@@ -65,7 +60,7 @@ def test_what_is_written_is_read(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "BATCH_ROWS", 2)
-        assert list(read_documents(path)) == [
+        assert read_documents(path) == [
             Document(str(row), text, source) for row, (text, source) in enumerate(rows)
         ]
 
@@ -97,7 +92,7 @@ def test_files_can_be_read_one_by_one(tmp_path: Path) -> None:
     files = corpus_files(tmp_path)
     assert [name for _, name in files] == ["a.arrow", "b.parquet", "c.txt"]
     one_by_one = [d for file, name in files for d, _ in documents_in(file, name, tmp_path)]
-    assert one_by_one == list(read_documents(tmp_path))
+    assert one_by_one == read_documents(tmp_path)
 
 
 def save_data_set(folder: Path, num_shards: int = 2) -> None:
@@ -114,18 +109,18 @@ def save_data_set(folder: Path, num_shards: int = 2) -> None:
 
 def test_a_saved_data_set_is_what_its_state_lists(tmp_path: Path) -> None:
     save_data_set(tmp_path / "wiki")
-    found = list(read_documents(tmp_path / "wiki"))
+    found = read_documents(tmp_path / "wiki")
     assert [d.text for d in found] == TEN["text"].to_pylist()
     assert {d.source for d in found} == {"wiki"}
     assert found[5].id == "data-00001-of-00002.arrow:1"
     (tmp_path / "wiki" / "state.json").write_text('{"some": "other program"}')
-    assert len(list(read_documents(tmp_path / "wiki"))) == 20
+    assert len(read_documents(tmp_path / "wiki")) == 20
 
 
 def test_a_data_set_that_is_not_whole(tmp_path: Path) -> None:
     save_data_set(tmp_path / "wiki")
     (tmp_path / "wiki" / "data-00001-of-00002.arrow").unlink()
-    message = fault(tmp_path / "wiki")
+    message = refusal(tmp_path / "wiki")
     assert "a file of the data set is missing; expected 2 files that state.json lists" in message
     assert "found 1, without data-00001-of-00002.arrow" in message
 
@@ -150,7 +145,7 @@ def test_a_wrong_column_is_named(
 ) -> None:
     name, write = FORMS[form]
     write(pa.table(columns), tmp_path / name)
-    message = fault(tmp_path)
+    message = refusal(tmp_path)
     assert message.startswith(str(tmp_path / name))
     assert expected in message
 
@@ -160,8 +155,8 @@ def test_text_that_is_not_utf8(form: str, tmp_path: Path) -> None:
     broken = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
     name, write = FORMS[form]
     write(pa.table({"text": broken}), tmp_path / name)
-    assert f"{name}: cannot be read after row 0 (" in fault(tmp_path)
-    assert "UTF8" in fault(tmp_path)
+    assert f"{name}: cannot be read after row 0 (" in refusal(tmp_path)
+    assert "UTF8" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -171,7 +166,7 @@ def test_a_file_that_is_cut_is_refused(form: str, tmp_path: Path) -> None:
     whole = (tmp_path / name).read_bytes()
     for size in range(0, len(whole), 31):
         (tmp_path / name).write_bytes(whole[:size])
-        assert f"{name}: cannot be read after row " in fault(tmp_path)
+        assert f"{name}: cannot be read after row " in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -188,7 +183,7 @@ def test_a_damaged_file_never_gives_a_traceback(
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(damaged)
     try:
-        outcome = f"{path}: {len(list(read_documents(path)))}"
+        outcome = f"{path}: {len(read_documents(path))}"
     except DataError as error:
         outcome = str(error)
     assert outcome.startswith(str(path))

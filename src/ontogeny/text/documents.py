@@ -8,7 +8,6 @@ takes (`corpus.py`).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -42,31 +41,6 @@ class Document:
 def work_of(document_id: str) -> str:
     """The work a document is a part of: its id up to the first `#`."""
     return document_id.partition("#")[0]
-
-
-def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file or of all readable files under a folder, in fixed order, streamed.
-
-    A line of JSON Lines or a row of a table needs `text`; `id` defaults to `<file>:<line>`, the
-    source to the first folder below `path`, else to the name of the file of JSON Lines, else to
-    that of `path`. A text file is one document, its id the relative path.
-    Raises DataError at the first thing that cannot be read, and when there is no document at all.
-    """
-    seen: set[bytes] = set()
-    for file, name in corpus_files(path):
-        for document, place in documents_in(file, name, path):
-            key = hashlib.sha256(document.id.encode()).digest()[:16]
-            if key in seen:
-                raise DataError(
-                    f"duplicate id {document.id!r}",
-                    where=place,
-                    expected="an id of its own for every document",
-                    fix="make the ids unique, or leave them out: file and line are then used",
-                )
-            seen.add(key)
-            yield document
-    if not seen:
-        raise DataError("the corpus is empty", where=path, expected="at least one document")
 
 
 def json_line(document: Document) -> bytes:
@@ -111,7 +85,10 @@ def corpus_files(path: Path) -> list[tuple[Path, str]]:
 def documents_in(file: Path, name: str, root: Path) -> Iterator[tuple[Document, str]]:
     """The documents of one file of the corpus at `root`, each with its place for messages.
 
-    A function of the file, its relative name and that of the corpus alone.
+    A line of JSON Lines or a row of a table needs `text`; `id` defaults to `<name>:<line>`, the
+    source to the first folder below `root`, else to the name of the file of JSON Lines, else to
+    that of `root`. A text file is one document, its id the name. A function of the file, its
+    relative name and that of the corpus alone. Raises DataError at what cannot be read.
     """
     suffix = next(suffix for suffix in SUFFIXES if name.lower().endswith(suffix))
     source, slash, _ = name.partition("/")
