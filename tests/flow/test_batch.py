@@ -93,7 +93,7 @@ def test_bytes_of_spans_tile_the_text(
     spans, seen = Spans(order, vocabulary), 0
     covered = [np.zeros(len(text.encode()), bool) for text in TEXTS]
     for place in range(order.num_windows):
-        row = order.row(place)
+        row = order.rows(place, 1)[0]
         for span in spans(place, row)[0]:
             assert span.document is not None
             assert span.bytes is not None
@@ -118,7 +118,7 @@ def test_spans_of_an_original_pair(tmp_path: Path) -> None:
     order = Order(store, indices, 6, "")
     spans = Spans(order, None)
     for place in range(order.num_windows):
-        row, read = order.row(place), []
+        row, read = order.rows(place, 1)[0], []
         for span in spans(place, row)[0]:
             assert span.document in (1, 4, 5)
             assert span.offset is not None

@@ -291,7 +291,7 @@ def test_insert_puts_texts_in_drawn_windows(
     assert summary["pieces"] == summary["windows_changed"] == len(pieces)
     assert summary["tokens_cut"] == sum(map(len, pieces))
     for place, window in enumerate(windows.rows(0, windows.num_windows).tolist()):
-        before = made.order.row(place).tolist()
+        before = made.order.rows(place, 1)[0].tolist()
         if place in windows.patched:
             assert bounds[0] <= place < bounds[1]
             fitting = next(piece for piece in pieces if put_in(before, window, piece, end))

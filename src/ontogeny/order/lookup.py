@@ -47,8 +47,7 @@ class Hits:
 
     def take(self, which: np.ndarray) -> Hits:
         """Those that an array of places or of truth values picks."""
-        arrays = (self.places, self.columns, self.items, self.offsets, self.numbers)
-        return Hits(*(one[which] for one in arrays))
+        return Hits(*(getattr(self, name)[which] for name in self.__slots__))
 
 
 def joined(several: Sequence[Hits]) -> Hits:
@@ -84,9 +83,9 @@ def lookup_in(windows: Windows, indexes: Indexes) -> Lookup:
     """
     if isinstance(windows, Order):
         stream = Stream(windows)
-        return OrderLookup(stream, Joins(stream), indexes(windows.store))
+        return OrderLookup([indexes(windows.store)], stream, Joins(stream))
     if isinstance(windows, Rows):
-        return RowsLookup(windows, indexes(windows.store))
+        return RowsLookup([indexes(windows.store)], windows)
     if isinstance(windows, Spliced):
         return _spliced_lookup(windows, indexes)
     raise OrderError(
@@ -98,19 +97,16 @@ def lookup_in(windows: Windows, indexes: Indexes) -> Lookup:
 class OrderLookup:
     """Finds strings in an order."""
 
+    indexes: list[Suffixes]
     stream: Stream
     joins: Joins
-    index: Suffixes
-
-    @property
-    def indexes(self) -> list[Suffixes]:
-        return [self.index]
 
     def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
         length = len(tokens)
         if length > self.stream.order.context_length + 1:
             return
-        for found in self.index.positions(self.index.find(tokens)):
+        (index,) = self.indexes
+        for found in index.positions(index.find(tokens)):
             positions, items, offsets = self.stream.from_store(found, length)
             yield self._in_windows(positions, items, offsets, length)
         positions = self.joins.find(tokens)
@@ -136,8 +132,8 @@ class OrderLookup:
 class RowsLookup:
     """Finds strings in windows that are written down: an item is a window."""
 
+    indexes: list[Suffixes]
     rows: Rows
-    index: Suffixes
 
     def __post_init__(self) -> None:
         wrong = self.rows.store.sizes[:] != self.rows.context_length + 1
@@ -149,15 +145,12 @@ class RowsLookup:
                 found=int(self.rows.store.sizes[int(wrong.argmax())]),
             )
 
-    @property
-    def indexes(self) -> list[Suffixes]:
-        return [self.index]
-
     def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
         width = self.rows.context_length + 1
         if len(tokens) > width:
             return
-        for positions in self.index.positions(self.index.find(tokens)):
+        (index,) = self.indexes
+        for positions in index.positions(index.find(tokens)):
             places, columns = np.divmod(positions, width)
             whole = columns + len(tokens) <= width
             yield self.who(places[whole], columns[whole])

@@ -20,6 +20,7 @@ from ontogeny.digest import digest_json
 from ontogeny.errors import OrderError
 from ontogeny.order.blend import windows_asked
 from ontogeny.order.shuffle import Indices, neox_indices, sound_indices
+from ontogeny.order.windows import require_places
 from ontogeny.ranges import Place
 from ontogeny.suite import RECIPES, OrderSettings, RecipeName
 from ontogeny.tokens.store import DocumentStore, Store
@@ -68,11 +69,6 @@ class Order:
             return None
         return int(self.store.artifact.facts["vocabulary_size"])
 
-    def row(self, place: int) -> np.ndarray:
-        """The window at a place: int64 [T + 1]."""
-        row: np.ndarray = self.rows(place, 1)[0]
-        return row
-
     def rows(self, first: int, count: int) -> np.ndarray:
         """The windows at `count` places from `first` on: int64 [count, T + 1].
 
@@ -88,12 +84,7 @@ class Order:
         Raises OrderError when the order ends before, and where its index arrays do not give windows
         of T + 1 tokens.
         """
-        if first < 0 or count < 0 or first + count > self.num_windows:
-            raise OrderError(
-                "the order has no such windows",
-                expected=f"places 0 to {self.num_windows - 1}",
-                found=f"{first} to {first + count - 1}",
-            )
+        require_places(self, first, count)
         windows = self.indices.windows[first : first + count].astype(np.int64)
         samples = self.indices.samples[np.concatenate((windows, windows + 1))].astype(np.int64)
         begins, nexts = samples[:count], samples[count:]  # [W, 2]
@@ -143,13 +134,9 @@ def build_order(
     together = RECIPES[recipe].shuffles_epochs_together
     sizes, length, seed = store.sizes, settings.context_length, settings.seed
     with writing(folder, "order", config=config, inputs={"store": store.artifact}) as draft:
-        if together:
-            (asked,) = windows_asked(num_windows)
-            indices = neox_indices(sizes, num_windows=asked, context_length=length, seed=seed)
-        else:
-            indices = sound_indices(
-                sizes, num_windows=num_windows, context_length=length, seed=seed
-            )
+        make = neox_indices if together else sound_indices
+        asked = windows_asked(num_windows)[0] if together else num_windows
+        indices = make(sizes, num_windows=asked, context_length=length, seed=seed)
         for name in ARRAYS:
             np.save(draft.folder / f"{name}.npy", getattr(indices, name))
         num_epochs = len(indices.documents) // len(store)
@@ -173,9 +160,8 @@ def open_order(path: Path, store: DocumentStore) -> Order:
             found=artifact.inputs["store"],
             fix=f"give the store it was made for, or remove {path} and order this one",
         )
-    arrays = {name: load_array(path / f"{name}.npy") for name in ARRAYS}
-    indices = Indices(**arrays)
     files = {name: path / f"{name}.npy" for name in ARRAYS}
+    indices = Indices(**{name: load_array(file) for name, file in files.items()})
     check_indices(indices, store, int(artifact.facts["num_epochs"]), files)
     return Order(
         store, indices, int(artifact.config["context_length"]), str(artifact.facts["start"])
@@ -216,13 +202,11 @@ def check_indices(
     Raises OrderError naming which of `files`, by the name of the array, is damaged and where.
     """
     check_shapes(indices, store, num_epochs, files)
-    documents, samples, windows = indices.documents, indices.samples, indices.windows
-    num_windows = len(windows)
-    _check_complete(documents, len(store), files["documents"])
-    _check_complete(windows, num_windows, files["windows"])
-    for first in range(0, num_windows, BLOCK):
-        starts = samples[first : first + BLOCK + 1]
-        _check_starts(starts, first, documents, store, files["samples"])
+    _check_complete(indices.documents, len(store), files["documents"])
+    _check_complete(indices.windows, len(indices.windows), files["windows"])
+    for first in range(0, len(indices.windows), BLOCK):
+        starts = indices.samples[first : first + BLOCK + 1]
+        _check_starts(starts, first, indices.documents, store, files["samples"])
 
 
 def check_shapes(

@@ -12,6 +12,7 @@ import numpy as np
 
 from ontogeny.digest import digest_json
 from ontogeny.errors import OrderError
+from ontogeny.order.windows import require_places
 from ontogeny.tokens.store import Store
 
 
@@ -41,13 +42,7 @@ class Rows:
 
         Raises OrderError for places or lengths that are not these rows'.
         """
-        if first < 0 or count < 0 or first + count > self.num_windows:
-            raise OrderError(
-                "there are no such rows",
-                where=self.store.bin,
-                expected=f"places 0 to {self.num_windows - 1}",
-                found=f"{first} to {first + count - 1}",
-            )
+        require_places(self, first, count)
         if not count:
             return np.empty((0, self.context_length + 1), np.int64)
         rows = self.store.rows(first, first + count)

@@ -46,9 +46,9 @@ def neox_indices(sizes: np.ndarray, *, num_windows: int, context_length: int, se
     num_epochs = -(-(num_windows * context_length + 1) // total)
     built = (num_epochs * total - 1) // context_length
     stream = np.random.RandomState(seed)
-    documents = np.tile(np.arange(len(sizes), dtype=_document_dtype(sizes)), num_epochs)
+    documents = np.tile(np.arange(len(sizes), dtype=_signed(len(sizes))), num_epochs)
     stream.shuffle(documents)
-    samples = np.empty((built + 1, 2), _sample_dtype(len(documents)))
+    samples = np.empty((built + 1, 2), _signed(len(documents)))
     _fill_starts(samples, sizes, documents, context_length)
     windows = _window_numbers(built)
     stream.shuffle(windows)
@@ -76,8 +76,8 @@ def sound_indices(
         )
     num_epochs = -(-num_windows // per_epoch)
     size, built = len(sizes), num_epochs * per_epoch
-    documents = np.tile(np.arange(size, dtype=_document_dtype(sizes)), num_epochs)
-    samples = np.empty((built + 1, 2), _sample_dtype(len(documents)))
+    documents = np.tile(np.arange(size, dtype=_signed(len(sizes))), num_epochs)
+    samples = np.empty((built + 1, 2), _signed(len(documents)))
     windows = _window_numbers(built)
     for epoch in range(num_epochs):
         own_documents = documents[epoch * size : (epoch + 1) * size]
@@ -161,12 +161,8 @@ def _checked(
     return plain.view(np.ndarray), total
 
 
-def _document_dtype(sizes: np.ndarray) -> type[np.signedinteger]:
-    return np.int32 if len(sizes) <= INT32_MAX else np.int64
-
-
-def _sample_dtype(num_places: int) -> type[np.signedinteger]:
-    return np.int32 if num_places <= INT32_MAX else np.int64
+def _signed(largest: int) -> type[np.signedinteger]:
+    return np.int32 if largest <= INT32_MAX else np.int64
 
 
 def _window_numbers(num_windows: int) -> np.ndarray:

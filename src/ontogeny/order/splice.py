@@ -20,7 +20,7 @@ from ontogeny.artifact import Artifact, open_input, writing
 from ontogeny.errors import ConfigError, OrderError
 from ontogeny.order.plan import Order, load_array, open_order, reordered
 from ontogeny.order.rows import Rows
-from ontogeny.order.windows import Windows
+from ontogeny.order.windows import Windows, require_places
 from ontogeny.tokens.store import Store, open_store
 from ontogeny.tokens.writer import StoreWriter, token_dtype
 
@@ -73,12 +73,7 @@ class Spliced:
 
         Raises OrderError when there are no such places.
         """
-        if first < 0 or count < 0 or first + count > self.num_windows:
-            raise OrderError(
-                "the spliced order has no such windows",
-                expected=f"places 0 to {self.num_windows - 1}",
-                found=f"{first} to {first + count - 1}",
-            )
+        require_places(self, first, count)
         rows = np.empty((count, self.context_length + 1), np.int64)
         done = 0
         for part in self.stretches(first, count):

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ontogeny.errors import OrderError
+
 
 class Windows(Protocol):
     """A sequence of windows of `context_length` + 1 tokens, each at a place counted from 0."""
@@ -35,3 +37,13 @@ class Windows(Protocol):
 
         Raises OrderError when there are no such places.
         """
+
+
+def require_places(windows: Windows, first: int, count: int) -> None:
+    """Raise OrderError unless the windows have `count` places from `first` on."""
+    if first < 0 or count < 0 or first + count > windows.num_windows:
+        raise OrderError(
+            "the order has no such windows",
+            expected=f"places 0 to {windows.num_windows - 1}",
+            found=f"{first} to {first + count - 1}",
+        )
