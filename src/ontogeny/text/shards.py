@@ -113,16 +113,8 @@ def write_shards(
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
     """Write lines, compressed if the name ends in `.zst`, in blocks: a call a line costs more."""
-    with pa.output_stream(path) as file:
-        block: list[bytes] = []
-        size = 0
-        for line in lines:
-            block.append(line)
-            size += len(line)
-            if size > BLOCK:
-                file.write(b"".join(block))
-                block, size = [], 0
-        file.write(b"".join(block))
+    with pa.output_stream(path) as stream, io.BufferedWriter(stream, BLOCK) as file:
+        file.writelines(lines)
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
