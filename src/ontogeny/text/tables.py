@@ -33,16 +33,11 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         for batch in _batches(file):
             batch.validate(full=True)
-            columns = [batch.column(name) for name in batch.schema.names]
-            for values in zip(*columns, strict=True):
+            names = batch.schema.names
+            for values in zip(*batch.columns, strict=True):
                 row += 1
-                yield (
-                    row,
-                    {
-                        name: value.as_py()
-                        for name, value in zip(batch.schema.names, values, strict=True)
-                    },
-                )
+                cells = (value.as_py() for value in values)
+                yield row, dict(zip(names, cells, strict=True))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"cannot be read after row {row} ({error})",
