@@ -55,7 +55,7 @@ def write_sources(folder: Path, num_bytes: int) -> list[str]:
 
 def encoder(name: str, tokenizer: Path) -> Encode:
     if name == "ours":
-        return load_vocabulary(tokenizer).encode_batch
+        return load_vocabulary(tokenizer).encoder.encode
     if name == "gigatoken":
         return importlib.import_module(name).Tokenizer.from_json(tokenizer.read_text()).encode_batch
     encode = Tokenizer.from_file(str(tokenizer)).encode_batch_fast

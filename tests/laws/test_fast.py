@@ -37,7 +37,7 @@ def pythias(reference: Path) -> Vocabulary:
 
 def encoded(vocabulary: Vocabulary, texts: list[str]) -> list[list[int]]:
     """The ids of each text by the fast encoder, which must be the one in use."""
-    tokens, sizes = vocabulary.encode_batch(texts)
+    tokens, sizes = vocabulary.encoder.encode(texts)
     assert [tokens.dtype.name, sizes.dtype.name] == ["int32", "int64"]
     assert vocabulary.encoder.name.startswith("gigatoken ")
     assert sizes.sum() == len(tokens)
@@ -107,7 +107,7 @@ def test_without_the_library_the_reference_encodes(
     encoder = Encoder(vocabulary.definition, vocabulary.tokenizer)
     assert "(gigatoken is not installed)" in encoder.name
     for ours, fast in zip(
-        encoder.encode(ODD_TEXTS), vocabulary.encode_batch(ODD_TEXTS), strict=True
+        encoder.encode(ODD_TEXTS), vocabulary.encoder.encode(ODD_TEXTS), strict=True
     ):
         np.testing.assert_array_equal(ours, fast)
     monkeypatch.setenv(CHOICE, "gigatoken")
@@ -132,7 +132,7 @@ def test_other_forms_of_vocabulary_are_left_to_the_reference(
 ) -> None:
     other = Vocabulary(json.dumps({**json.loads(vocabulary.definition), key: value}))
     assert other.encoder.name.endswith("(gigatoken is not used for this form of vocabulary)")
-    tokens, sizes = other.encode_batch(["The OWL's feather", ""])
+    tokens, sizes = other.encoder.encode(["The OWL's feather", ""])
     assert (tokens.tolist(), sizes[1]) == (other.encode("The OWL's feather"), 0)
 
 

@@ -196,7 +196,7 @@ def _encode_into(
                 files.num_empty += 1
 
     for chunk in _chunks(kept()):
-        tokens, sizes = vocabulary.encode_batch([document.text for document in chunk])
+        tokens, sizes = vocabulary.encoder.encode([document.text for document in chunk])
         if eod == "end":
             tokens, sizes = np.insert(tokens, np.cumsum(sizes), vocabulary.eod), sizes + 1
         files.add(chunk, tokens, sizes)

@@ -75,7 +75,10 @@ class Encoder:
             self._load(form)
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of all texts, one text after another, int32, and how many each has, int64."""
+        """The ids of all texts, one text after another, int32, and how many each has, int64.
+
+        On all cores unless TOKENIZERS_PARALLELISM is `false`.
+        """
         if self._fast is not None and not self._is_checked:
             self._check(_beginning(texts))
             self._is_checked = True

@@ -81,13 +81,6 @@ class Vocabulary:
         """What encodes many texts; its `name` says which library that is, and why."""
         return Encoder(self.definition, self.tokenizer)
 
-    def encode_batch(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of many texts, one after another, int32, and each text's number of them, int64.
-
-        By the fastest exact library, on all cores unless TOKENIZERS_PARALLELISM is `false`.
-        """
-        return self.encoder.encode(texts)
-
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of a few texts each, by the reference library."""
         encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
