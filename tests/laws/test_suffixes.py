@@ -37,7 +37,7 @@ def write(folder: Path, name: str, documents: Sequence[Sequence[int]], dtype: st
 def indexed(store: Store, shard_tokens: int = 7) -> Suffixes:
     folder = Path(store.bin).with_suffix(f".index-{shard_tokens}")
     if not folder.exists():
-        build_index(store, folder, shard_tokens=shard_tokens, num_threads=2)
+        build_index(store, folder, shard_tokens=shard_tokens)
     return open_index(folder, store)
 
 

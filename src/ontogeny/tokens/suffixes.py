@@ -134,10 +134,9 @@ def build_index(
     folder: Path,
     *,
     shard_tokens: int | None = None,
-    num_threads: int | None = None,
     observe: Observe = lambda done, total: None,
 ) -> Artifact:
-    """Write the index of a store, sorting as many shards at a time as there are threads.
+    """Write the index of a store, sorting as many shards at a time as there are cores.
 
     `observe` is told how many tokens are sorted, and of how many. A thread needs memory for one
     shard, about 14 bytes a token of 16 bits and 20 a larger one: at most 0.7 GB, unless an item is
@@ -158,7 +157,7 @@ def build_index(
                 return stop - start
 
             done = 0
-            with ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 for count in pool.map(sort, bounds, bounds[1:]):
                     done += count
                     observe(done, store.num_tokens)
