@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -32,16 +31,6 @@ CHUNK_DOCUMENTS = 1024  # encoded at a time
 CHUNK_CHARACTERS = 1 << 20
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What is counted of one source."""
-
-    code: int
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-
-
 class _StoreFiles(ExitStack):
     """The files of a store artifact while they are written, and what is counted meanwhile."""
 
@@ -51,7 +40,7 @@ class _StoreFiles(ExitStack):
         self.ids = self.enter_context(StoreWriter(folder / IDS, np.dtype("<u1")))
         self.sources: BinaryIO = self.enter_context((folder / SOURCES).open("xb"))
         self.dtype = dtype
-        self.tallies: dict[str, _Tally] = {}
+        self.counts: dict[str, tuple[int, dict[str, Any]]] = {}  # of a source, after its code
         self.num_empty = 0
         self.encoders: set[str] = set()
 
@@ -62,26 +51,20 @@ class _StoreFiles(ExitStack):
         self.ids.add_documents(
             np.frombuffer(b"".join(ids), np.uint8), np.array([len(id_) for id_ in ids])
         )
-        codes = []
-        for document, size in zip(documents, sizes.tolist(), strict=True):
-            tally = self._tally(document.source)
-            tally.documents += 1
-            tally.tokens += size
-            tally.bytes += len(document.text.encode())
-            codes.append(tally.code)
+        codes = [
+            self._count(one.source, 1, size, len(one.text.encode()))
+            for one, size in zip(documents, sizes.tolist(), strict=True)
+        ]
         self.sources.write(np.array(codes, SOURCE_DTYPE).data)
 
     def append(self, store: DocumentStore) -> None:
         """Append a whole store."""
         self.tokens.add_documents(store.flat, store.sizes)
         self.ids.add_documents(store.document_ids.flat, store.document_ids.sizes)
-        codes = []
-        for source in store.artifact.facts["sources"]:
-            tally = self._tally(source["name"])
-            tally.documents += source["documents"]
-            tally.tokens += source["tokens"]
-            tally.bytes += source["bytes"]
-            codes.append(tally.code)
+        codes = [
+            self._count(source["name"], source["documents"], source["tokens"], source["bytes"])
+            for source in store.artifact.facts["sources"]
+        ]
         self.sources.write(np.array(codes, SOURCE_DTYPE)[store.sources].data)
         self.num_empty += store.artifact.facts["num_empty_dropped"]
         self.encoders |= {*store.artifact.provenance["encoders"]}
@@ -92,19 +75,17 @@ class _StoreFiles(ExitStack):
             "num_tokens": self.tokens.num_tokens,
             "num_empty_dropped": self.num_empty,
             "dtype": self.dtype.name,
-            "sources": [
-                {
-                    "name": name,
-                    "documents": tally.documents,
-                    "tokens": tally.tokens,
-                    "bytes": tally.bytes,
-                }
-                for name, tally in self.tallies.items()
-            ],
+            "sources": [counted for _, counted in self.counts.values()],
         }
 
-    def _tally(self, source: str) -> _Tally:
-        return self.tallies.setdefault(source, _Tally(len(self.tallies)))
+    def _count(self, name: str, documents: int, tokens: int, num_bytes: int) -> int:
+        """Add to what is counted of a source; its code."""
+        new = {"name": name, "documents": 0, "tokens": 0, "bytes": 0}
+        code, counted = self.counts.setdefault(name, (len(self.counts), new))
+        counted["documents"] += documents
+        counted["tokens"] += tokens
+        counted["bytes"] += num_bytes
+        return code
 
 
 def encode(
