@@ -13,6 +13,7 @@ import functools
 import io
 import logging
 import math
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 from lm_eval.api.metrics import bits_per_byte, mean, perplexity, weighted_perplexity
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import env, get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
 
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.rows import option_item, score_rows
@@ -278,6 +280,7 @@ def at_work() -> Iterator[None]:
     It compiles the template of a prompt for every item, nine tenths of the time it takes to build
     a task; here each is compiled once.
     """
+    tqdm.set_lock(threading.RLock())  # its own is the system's, and outlives a killed process
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     env.from_string = _compiled

@@ -52,11 +52,15 @@ def open_scores(path: Path) -> Scores:
     for folder in (path / FOLDER, path, beside):
         if (store := ScoreStore(folder)).places():
             return Scores(store)
+    home, fix = path.absolute().parent.parent, None
+    if path.is_dir():
+        of_suite = ScoreStore(home / FOLDER).places()
+        fix = f"ontogeny scores {home} --member M" if of_suite else f"ontogeny evaluate {path}"
     raise EvaluationError(
         "no scores" if path.is_dir() else "no such folder",
         where=path,
         expected="a suite or run that was evaluated, or a folder of member=M/step=N",
-        fix=f"ontogeny evaluate {path}" if path.is_dir() else None,
+        fix=fix,
     )
 
 
