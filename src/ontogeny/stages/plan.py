@@ -7,7 +7,7 @@ a matrix product measured here and now, times the share of it that training reac
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,25 +74,22 @@ class SuitePlan:
     def num_bytes(self) -> int:
         return STORED_BYTES * self.num_text_bytes + sum(one.num_bytes for one in self.members)
 
-    def train_seconds(self, members: Iterable[MemberPlan]) -> float:
-        """Estimated seconds to train members one after another."""
-        flops = sum(one.train_flops for one in members)
-        return flops / (self.flops_per_second * SHARE_OF_MATMUL)
+    def train_seconds(self, one: MemberPlan) -> float:
+        """Estimated seconds to train a member."""
+        return one.train_flops / (self.flops_per_second * SHARE_OF_MATMUL)
 
-    def score_seconds(self, members: Iterable[MemberPlan]) -> float:
-        """Estimated seconds to score all checkpoints of members one after another."""
+    def score_seconds(self, one: MemberPlan) -> float:
+        """Estimated seconds to score all checkpoints of a member."""
         settings = self.suite.evaluation
         pairs = settings.agreement_items + settings.word_order_items
         tokens = settings.held_out_tokens + 64 * (settings.last_word_items + pairs)
         tokens += 128 * settings.next_sentence_items  # four short options of one context
-        flops = sum(
-            one.num_checkpoints * tokens * one.settings.shape.flops_per_token for one in members
-        )
+        flops = one.num_checkpoints * tokens * one.settings.shape.flops_per_token
         return flops * FORWARD_SHARE / (self.flops_per_second * SHARE_OF_MATMUL)
 
     def member_seconds(self, one: MemberPlan) -> float:
         """Estimated seconds of a member's process, from its start to its last score."""
-        return START_SECONDS + self.train_seconds([one]) + self.score_seconds([one])
+        return START_SECONDS + self.train_seconds(one) + self.score_seconds(one)
 
     @property
     def seconds(self) -> float:
@@ -155,8 +152,8 @@ def stage_rows(plan: SuitePlan, there: Collection[str]) -> tuple[list[str], list
     seconds = dict.fromkeys(prepared, text / len(prepared))
     seconds |= {**{f"orders/{name}": 0.0 for name in corpora}, "tasks": 0.0}
     for one in plan.members:
-        seconds[f"runs/{one.member.name}"] = plan.train_seconds([one])
-        seconds[f"scores/{one.member.name}"] = plan.score_seconds([one])
+        seconds[f"runs/{one.member.name}"] = plan.train_seconds(one)
+        seconds[f"scores/{one.member.name}"] = plan.score_seconds(one)
     seconds["report"] = REPORT_SECONDS
     unknown = [] if plan.num_text_bytes else prepared
     rows = [
@@ -179,7 +176,6 @@ def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in plan.members:
         shape = one.settings.shape
-        seconds = plan.member_seconds(one)
         rows.append(
             [
                 one.member.name,
@@ -187,21 +183,22 @@ def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
                 f"{shape.num_parameters:,}",
                 f"{one.settings.num_updates:,}",
                 f"{one.settings.num_updates * one.settings.tokens_per_update:,}",
-                str(one.num_checkpoints),
-                as_bytes(one.checkpoint_bytes),
-                str(len(one.settings.full_state_steps)),
-                as_bytes(one.state_bytes),
-                f"{one.train_flops:.2e}",
-                as_time(seconds),
+                *_costs([one], plan.member_seconds(one)),
             ]
         )
-    members = plan.members
-    total = ["all", "", "", "", "", str(sum(one.num_checkpoints for one in members)),
-             as_bytes(sum(one.checkpoint_bytes for one in members)),
-             str(sum(len(one.settings.full_state_steps) for one in members)),
-             as_bytes(sum(one.state_bytes for one in members)),
-             f"{sum(one.train_flops for one in members):.2e}", as_time(plan.seconds)]  # fmt: skip
-    return header, [*rows, total]
+    return header, [*rows, ["all", "", "", "", "", *_costs(plan.members, plan.seconds)]]
+
+
+def _costs(members: list[MemberPlan], seconds: float) -> list[str]:
+    """What members keep and compute together, and how long it takes."""
+    return [
+        str(sum(one.num_checkpoints for one in members)),
+        as_bytes(sum(one.checkpoint_bytes for one in members)),
+        str(sum(len(one.settings.full_state_steps) for one in members)),
+        as_bytes(sum(one.state_bytes for one in members)),
+        f"{sum(one.train_flops for one in members):.2e}",
+        as_time(seconds),
+    ]
 
 
 def as_bytes(number: float) -> str:
