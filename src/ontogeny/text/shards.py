@@ -56,11 +56,8 @@ class Shard:
 
     def column(self, name: str) -> np.ndarray:
         """A column of the table, mapped: [documents], or [documents, 2] for keys."""
-        before = 0
-        for other, kind in COLUMNS.items():
-            if other == name:
-                break
-            before += np.dtype(kind).itemsize
+        kinds = [*COLUMNS.values()][: [*COLUMNS].index(name)]
+        before = sum(np.dtype(kind).itemsize for kind in kinds)
         path, shape = self._file(TABLE), (len(self),)
         return np.memmap(path, np.dtype(COLUMNS[name]), "r", before * len(self), shape)
 
