@@ -38,7 +38,7 @@ from ontogeny.stages.forecast import (
     forecast,
     layouts,
     ranked,
-    with_training,
+    with_micro_batch,
 )
 from ontogeny.stages.gpus import GPUS, NODE, PAPER
 from ontogeny.suite import RunSettings, load_suite
@@ -69,7 +69,7 @@ def small(rows: int, heads: int, vocab_size: int, *, reproducible: bool) -> RunS
 def is_possible(settings: RunSettings, layout: Layout, rows: int) -> bool:
     """As the trainer itself judges it."""
     try:
-        again = build(RunSettings, with_training(settings, micro_batch_rows=rows).resolved(), "test")
+        again = build(RunSettings, with_micro_batch(settings, rows).resolved(), "test")
         require_layout(layout, again)
     except ConfigError:
         return False

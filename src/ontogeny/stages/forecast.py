@@ -230,7 +230,7 @@ def layouts(settings: RunSettings, num_gpus: int) -> list[tuple[RunSettings, Lay
         cuts = [size for size in divisors(NODE) if not any(number % size for number in cut)]
     leaves = [number for number in divisors(rows) if number.bit_count() == 1 or not in_order]
     found = [
-        (with_training(settings, micro_batch_rows=rows // number), Layout(num_gpus // tensor, tensor, *kind))
+        (with_micro_batch(settings, rows // number), Layout(num_gpus // tensor, tensor, *kind))
         for tensor, number in product(cuts, leaves)
         if num_gpus % tensor == 0 and number % (num_gpus // tensor) == 0
         for kind in product(SHARDS[: num_gpus // tensor], (False, True))  # nobody to share with
@@ -246,9 +246,9 @@ def layouts(settings: RunSettings, num_gpus: int) -> list[tuple[RunSettings, Lay
     return found
 
 
-def with_training(settings: RunSettings, **changes: int) -> RunSettings:
-    """The settings, some of those of training changed."""
-    training = settings.training.model_copy(update=changes)
+def with_micro_batch(settings: RunSettings, rows: int) -> RunSettings:
+    """The settings with so many rows a micro batch."""
+    training = settings.training.model_copy(update={"micro_batch_rows": rows})
     return settings.model_copy(update={"training": training})
 
 
@@ -284,8 +284,9 @@ def against_paper(suite: Suite) -> list[tuple[Forecast, int]]:
     for member in suite.table():
         if member.name in PAPER:
             layout, micro_batch, gpu_hours = PAPER[member.name]
-            settings = in_half_precision(suite, member)
-            theirs = with_training(settings, micro_batch_rows=micro_batch, reproducible=False)
+            settings = with_micro_batch(in_half_precision(suite, member), micro_batch)
+            training = settings.training.model_copy(update={"reproducible": False})
+            theirs = settings.model_copy(update={"training": training})
             rows.append((forecast(theirs, layout, GPUS["a100-40gb"]), gpu_hours))
     if not rows:
         raise ConfigError("no member is in the paper", expected=f"one of {', '.join(PAPER)}")
