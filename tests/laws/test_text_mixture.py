@@ -13,7 +13,7 @@ from ontogeny.errors import ConfigError
 from ontogeny.text.mixture import PILE_EPOCHS, copies, pile_epochs, weighted_epochs
 from ontogeny.text.normalise import NORMALISATIONS
 
-# Table 1 of the Pile's paper (Gao et al. 2020): GiB, and the share of the bytes of the mixed corpus.
+# Table 1 of the Pile's paper (Gao et al. 2020): GiB, and percent of the mixed bytes.
 PAPER = {
     "Pile-CC": (227.12, 18.11),
     "PubMed Central": (90.27, 14.40),

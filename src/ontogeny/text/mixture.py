@@ -19,7 +19,7 @@ from ontogeny.errors import ConfigError
 
 WEIGHTS = "[text.weights]"
 
-
+# How often each component goes round in the mixed corpus.
 PILE_EPOCHS = {
     "Pile-CC": 1.0,
     "PubMed Central": 2.0,
