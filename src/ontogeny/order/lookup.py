@@ -9,8 +9,9 @@ Not here: updates (`seen.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from ontogeny.errors import OrderError
 from ontogeny.order.joins import Joins
 from ontogeny.order.plan import Order
 from ontogeny.order.rows import Rows
-from ontogeny.order.splice import Part, Spliced
+from ontogeny.order.splice import Spliced
 from ontogeny.order.stream import Stream
 from ontogeny.order.windows import Windows
 from ontogeny.tokens.store import Store
@@ -165,109 +166,82 @@ class RowsLookup:
 
 @dataclass(frozen=True)
 class SplicedLookup:
-    """Finds strings in the windows of a branch: `sources` are the lookups of what it is made of."""
+    """Finds strings in the windows of a branch, by the lookups of what it is made of.
 
-    sources: list[Origin]
+    `sources` are these, by the number that the first index of each has here; `numbers` says which
+    of them each part of the branch is of, and at last which its patched windows are.
+    """
+
+    windows: Spliced
+    sources: Mapping[int, Lookup]
+    numbers: Sequence[int]
 
     @property
     def indexes(self) -> list[Suffixes]:
-        return [index for source in self.sources for index in source.lookup.indexes]
+        return [index for lookup in self.sources.values() for index in lookup.indexes]
+
+    @cached_property
+    def _begins(self) -> np.ndarray:
+        """Where every part begins, and the last ends."""
+        return np.cumsum([0, *(part.count for part in self.windows.parts)])
 
     def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
-        for source in self.sources:
-            for found in source.lookup.hits(tokens):
-                for hits, _ in source.moved(found):
+        for number, lookup in self.sources.items():
+            for found in lookup.hits(tokens):
+                for hits, _ in self._moved(number, found):
                     yield hits
 
     def who(self, places: np.ndarray, columns: np.ndarray) -> Hits:
+        parts = np.searchsorted(self._begins, places, side="right") - 1
+        firsts = np.array([part.first for part in self.windows.parts])
+        own = places + (firsts - self._begins[:-1])[parts]
+        is_patched = _is_among(self.windows.patched, places)
+        parts[is_patched] = len(firsts)
+        own[is_patched] = np.searchsorted(self.windows.patched, places[is_patched])
         items, offsets, numbers = (np.empty_like(places) for _ in range(3))
-        for source in self.sources:
-            for stretch in source.stretches:
-                which, own = stretch.out_of(places)
-                found = source.lookup.who(own, columns[which])
-                items[which], offsets[which] = found.items, found.offsets
-                numbers[which] = found.numbers + source.number
+        for part, number in enumerate(self.numbers):
+            which = np.flatnonzero(parts == part)
+            found = self.sources[number].who(own[which], columns[which])
+            items[which], offsets[which] = found.items, found.offsets
+            numbers[which] = found.numbers + number
         return Hits(places, columns, items, offsets, numbers)
 
     def pieces(self, number: int, item: int) -> tuple[Hits, np.ndarray]:
-        source = [source for source in self.sources if source.number <= number][-1]
-        found, lengths = source.lookup.pieces(number - source.number, item)
-        hits, which = zip(*source.moved(found), strict=True)
+        source = max(first for first in self.sources if first <= number)
+        found, lengths = self.sources[source].pieces(number - source, item)
+        hits, which = zip(*self._moved(source, found), strict=True)
         return joined(hits), lengths[np.concatenate(which)]
 
+    def _moved(self, source: int, found: Hits) -> Iterator[tuple[Hits, np.ndarray]]:
+        """What a source has, where it stands in a part of the branch, and which of it that is."""
+        for part, number in enumerate(self.numbers):
+            if number == source:
+                which, places = self._standing(part, found.places)
+                own = found.take(which)
+                yield replace(own, places=places, numbers=own.numbers + source), which
 
-@dataclass(frozen=True)
-class Kept:
-    """A part of a branch, at places from `begin` on, but for the patched ones.
-
-    `into` tells which windows of the part stand in the branch, and at which of its places;
-    `out_of` at which places of the branch the part stands, and with which of its windows.
-    """
-
-    part: Part
-    begin: int
-    patched: np.ndarray
-
-    def into(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        first, count = self.part.first, self.part.count
-        which = np.flatnonzero((places >= first) & (places < first + count))
-        moved = places[which] + (self.begin - first)
-        free = ~_is_among(self.patched, moved)
+    def _standing(self, number: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which windows of its source stand in a part, and at which places of the branch."""
+        patched = self.windows.patched
+        if number == len(self.windows.parts):
+            return np.arange(len(places)), patched[places]
+        part = self.windows.parts[number]
+        which = np.flatnonzero((places >= part.first) & (places < part.first + part.count))
+        moved = places[which] + (self._begins[number] - part.first)
+        free = ~_is_among(patched, moved)
         return which[free], moved[free]
-
-    def out_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        inside = (places >= self.begin) & (places < self.begin + self.part.count)
-        which = np.flatnonzero(inside & ~_is_among(self.patched, places))
-        return which, places[which] + (self.part.first - self.begin)
-
-
-@dataclass(frozen=True)
-class Patched:
-    """The places of a branch that are patched; told as by `Kept`."""
-
-    patched: np.ndarray
-
-    def into(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.arange(len(places)), self.patched[places]
-
-    def out_of(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        which = np.flatnonzero(_is_among(self.patched, places))
-        return which, np.searchsorted(self.patched, places[which])
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A lookup of windows of which a branch has stretches; its first store is `number` there."""
-
-    lookup: Lookup
-    number: int
-    stretches: Sequence[Kept | Patched]
-
-    def moved(self, found: Hits) -> Iterator[tuple[Hits, np.ndarray]]:
-        """What was found, at the places of the branch where it stands, and which of it that is."""
-        for stretch in self.stretches:
-            which, places = stretch.into(found.places)
-            own = found.take(which)
-            yield replace(own, places=places, numbers=own.numbers + self.number), which
 
 
 def _spliced_lookup(windows: Spliced, indexes: Indexes) -> SplicedLookup:
     """The lookup of a branch. Windows that several of its parts are of are asked once."""
-    lengths = [part.count for part in windows.parts]
-    begins = np.cumsum([0, *lengths]).tolist()
-    kept = [Kept(*pair, windows.patched) for pair in zip(windows.parts, begins, strict=False)]
-    sequences = {id(part.windows): part.windows for part in windows.parts}
-    made_of: list[tuple[Windows, Sequence[Kept | Patched]]] = [
-        (sequence, [one for one in kept if id(one.part.windows) == name])
-        for name, sequence in sequences.items()
-    ]
-    made_of.append((windows.patch, [Patched(windows.patched)]))
-    sources: list[Origin] = []
-    number = 0
-    for sequence, stretches in made_of:
-        sources.append(Origin(lookup_in(sequence, indexes), number, stretches))
-        number += len(sources[-1].lookup.indexes)
-    return SplicedLookup(sources)
+    sources, numbers, num_indexes = dict[int, Lookup](), dict[int, int](), 0
+    made_of = [*(part.windows for part in windows.parts), windows.patch]
+    for sequence in made_of:
+        if id(sequence) not in numbers:
+            numbers[id(sequence)] = num_indexes
+            sources[num_indexes] = lookup = lookup_in(sequence, indexes)
+            num_indexes += len(lookup.indexes)
+    return SplicedLookup(windows, sources, [numbers[id(sequence)] for sequence in made_of])
 
 
 def _is_among(some: np.ndarray, places: np.ndarray) -> np.ndarray:
