@@ -72,21 +72,21 @@ def test_places_of_the_sample_lie_within(rows: int, columns: int) -> None:
 def test_noise_turns_a_path_as_was_foretold(seed: int) -> None:
     path = smooth_walk(seed, 20, 16, 24, 4)
     at, draw = 10, np.random.default_rng(seed)
-    foretold = turns(path, np.zeros(20))
+    cosine, noisy = turns(path, np.zeros(20))
     moves = np.sqrt((np.diff(path, axis=0) ** 2).sum((1, 2)))
     noise = draw.standard_normal(path[at].shape)
     path[at] += noise * 0.5 * min(moves[at - 1], moves[at]) / np.linalg.norm(noise)
-    found = turns(path, np.zeros(20)).cosine
-    assert found[at - 1] == pytest.approx(foretold.noisy[at - 1], abs=0.05)
-    assert found[at - 1] < -0.9 < 0 < foretold.cosine[at - 1]
+    found = turns(path, np.zeros(20))[0]
+    assert found[at - 1] == pytest.approx(noisy[at - 1], abs=0.05)
+    assert found[at - 1] < -0.9 < 0 < cosine[at - 1]
     assert sharper_than_usual(found[None])[0].argmax() == at - 1
 
 
 def test_rounding_is_not_magnified() -> None:
     path = smooth_walk(0, 20, 16, 24, 4)
     error = 0.1 * np.random.default_rng(0).standard_normal(path.shape)
-    known = turns(path + error, (error**2).sum((1, 2))).cosine
-    unknown = turns(path + error, np.zeros(20)).cosine
+    known = turns(path + error, (error**2).sum((1, 2)))[0]
+    unknown = turns(path + error, np.zeros(20))[0]
     assert np.median(unknown) < 0 < np.median(known)
 
 

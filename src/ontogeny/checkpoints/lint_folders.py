@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ontogeny.checkpoints.verify import tensor_spans
+from ontogeny.checkpoints.verify import Span, tensor_spans
 from ontogeny.digest import canonical_json
 from ontogeny.errors import CheckpointError, OntogenyError
 from ontogeny.model import hf
@@ -158,22 +158,20 @@ def _tensors_of(file: Path) -> dict[str, Held]:
             for name, one in read_pickled(file, mapped=True).items()
         }
     else:
-        held = {
-            name: Held(file, TORCH_NAMES.get(span.dtype, span.dtype), tuple(span.shape), span.begin)
-            for name, span in tensor_spans(FileRanges(file)).items()
-        }
-        for name, span in tensor_spans(FileRanges(file)).items():
-            _check_form(name, held[name], span.end - span.begin)
+        spans = tensor_spans(FileRanges(file))
+        held = {name: _held(file, name, span) for name, span in spans.items()}
     return {name: one for name, one in held.items() if not name.endswith(hf.BUFFERS)}
 
 
-def _check_form(name: str, held: Held, num_bytes: int) -> None:
+def _held(file: Path, name: str, span: Span) -> Held:
+    held = Held(file, TORCH_NAMES.get(span.dtype, span.dtype), tuple(span.shape), span.begin)
     known = getattr(torch, held.dtype, None)
     sizes = all(isinstance(size, int) and size >= 0 for size in held.shape)
     if not isinstance(known, torch.dtype) or not sizes:
         raise CheckpointError(f"tensor {name} is of unknown form", found=(held.dtype, held.shape))
-    if held.num_elements * known.itemsize != num_bytes:
+    if held.num_elements * known.itemsize != span.end - span.begin:
         raise CheckpointError(f"tensor {name} has other bytes than its shape says")
+    return held
 
 
 def _why_unreadable(file: Path, error: OntogenyError) -> tuple[str, str]:

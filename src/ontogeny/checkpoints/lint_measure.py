@@ -32,12 +32,22 @@ SEEN = 100.0  # times the square of its rounding error, a move is clearly a move
 ROUNDING = {"float64": 0.0, "float32": 2.5e-8, "float16": 2e-4, "bfloat16": 1.6e-3}
 
 
-@dataclass(slots=True)
 class Distances:
     """Sums over tensors of the squared distance of every two steps, in units of a usual move."""
 
-    total: Floats
-    number: NDArray[np.int64]
+    def __init__(self, num_steps: int) -> None:
+        self.total = np.zeros((num_steps, num_steps))
+        self.number = np.zeros((num_steps, num_steps), dtype=np.int64)
+
+    def add(self, path: Floats, at: NDArray[np.int64], usual: NDArray[np.bool_]) -> float:
+        """Add a tensor's, in units of the median of its usual moves; that unit."""
+        squares = squared_distances(path)
+        moves = np.diag(squares[np.ix_(usual, usual)], 1)
+        scale = float(np.median(moves[moves > 0])) if (moves > 0).any() else 0.0
+        if scale:
+            self.total[np.ix_(at, at)] += squares / scale
+            self.number[np.ix_(at, at)] += 1
+        return scale
 
     def mean(self) -> Floats:
         """The distance of every two steps; infinite where no tensor tells it."""
@@ -51,23 +61,18 @@ class Measured:
     """What lint knows of a run. Tables by tensor are [steps], NaN where nothing is known."""
 
     steps: list[int]
+    distances: Distances
+    rounding: Floats
     digests: dict[str, dict[int, str]] = field(default_factory=dict)
     not_finite: dict[int, list[str]] = field(default_factory=dict)
-    away: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # steps it moves to from afar, and back
+    # Steps it moves to from afar, and back.
+    away: dict[str, list[int]] = field(default_factory=dict)
     turns: dict[str, Floats] = field(default_factory=dict)
     noisy: dict[str, Floats] = field(default_factory=dict)
     alike: dict[str, Floats] = field(default_factory=dict)  # cosine of a step and the next one
     starts: dict[str, Floats] = field(default_factory=dict)  # samples of the first two steps
-    distances: Distances = field(init=False)
     of_copies: dict[tuple[int, ...], Distances] = field(default_factory=dict)
-    rounding: Floats = field(init=False)
     bytes_read: int = 0
-
-    def __post_init__(self) -> None:
-        self.distances = _no_distances(len(self.steps))
-        self.rounding = np.zeros(len(self.steps))
 
     def all_turns(self, *, noisy: bool = False) -> Floats:
         """How every matrix turns, or would with noise: [matrices, steps]."""
@@ -126,7 +131,8 @@ def measure(checkpoints: Sequence[Checkpoint], track: Track = iter) -> Measured:
 
     `track` goes through the tensors' names, and may tell how far it is.
     """
-    measured = Measured([one.step for one in checkpoints])
+    steps = [one.step for one in checkpoints]
+    measured = Measured(steps, Distances(len(steps)), np.zeros(len(steps)))
     names = dict.fromkeys(name for one in checkpoints for name in one.tensors)
     for name in track([*names]):
         held = {at: one.tensors[name] for at, one in enumerate(checkpoints) if name in one.tensors}
@@ -170,14 +176,15 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
     away &= shorter > SEEN * rounding[1:-1] * (one.num_elements / len(sampled))
     measured.away[name] = [steps[index] for index in at[1:-1][away]]
     groups = [group for group in copies(measured.digests[name]) if len(group) < len(held)]
-    if name in measured.constant() or min(rows, columns) < LEAST_SIDE:
+    is_constant = len({*measured.digests[name].values()}) == 1
+    if is_constant or min(rows, columns) < LEAST_SIDE:
         return
     doubled = {steps.index(step) for group in groups for step in group[follow(group, steps) :]}
     good = finite & ~np.isin(at, [*doubled])
     _add_geometry(measured, name, path.reshape(len(at), len(rows_at), -1), at, good, rounding)
     for group in groups:
-        known = measured.of_copies.setdefault(group, _no_distances(len(steps)))
-        _add_distances(known, path[finite], at[finite], good[finite])
+        known = measured.of_copies.setdefault(group, Distances(len(steps)))
+        known.add(path[finite], at[finite], good[finite])
     if at[0] == 0 and len(at) > 1:
         measured.starts[name] = path[:2].astype(np.float32)
 
@@ -232,7 +239,7 @@ def _add_geometry(
     rounding: Floats,
 ) -> None:
     number, there = len(measured.steps), at[good]
-    scale = _add_distances(measured.distances, path[good], there, np.ones(len(there), dtype=bool))
+    scale = measured.distances.add(path[good], there, np.ones(len(there), dtype=bool))
     if not scale:
         return
     measured.rounding[there] += rounding[good] / scale
@@ -242,26 +249,9 @@ def _add_geometry(
     measured.alike[name][there[:-1]] = (units[:-1] * units[1:]).sum(1)
     if len(there) < LEAST_STEPS:
         return
-    found = turns(path[good], rounding[good])
+    cosine, noisy = turns(path[good], rounding[good])
     lengths = (np.diff(flat, axis=0) ** 2).sum(1)
     is_seen = np.minimum(lengths[:-1], lengths[1:]) > SEEN * rounding[good][1:-1]
-    for table, values in ((measured.turns, found.cosine), (measured.noisy, found.noisy)):
+    for table, values in ((measured.turns, cosine), (measured.noisy, noisy)):
         table[name] = np.full(number, np.nan)
         table[name][there[1:-1][is_seen]] = values[is_seen]
-
-
-def _add_distances(
-    sums: Distances, path: Floats, at: NDArray[np.int64], usual: NDArray[np.bool_]
-) -> float:
-    """Add a tensor's squared distances, in units of the median of its usual moves; that unit."""
-    squares = squared_distances(path)
-    moves = np.diag(squares[np.ix_(usual, usual)], 1)
-    scale = float(np.median(moves[moves > 0])) if (moves > 0).any() else 0.0
-    if scale:
-        sums.total[np.ix_(at, at)] += squares / scale
-        sums.number[np.ix_(at, at)] += 1
-    return scale
-
-
-def _no_distances(number: int) -> Distances:
-    return Distances(np.zeros((number, number)), np.zeros((number, number), dtype=np.int64))

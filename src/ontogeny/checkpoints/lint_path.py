@@ -35,28 +35,18 @@ PEAK = -1.6  # of runs without a spike -1.2 and more was seen, with one -2.1 and
 OCTAVES = 0.4  # a step misplaced by less is not told from an uneven pace
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """How a tensor turns at its inner steps, from -1 (straight back) to 1 (straight on).
-
-    `noisy` is what it would be with noise of half the shorter of the two moves.
-    """
-
-    cosine: Floats
-    noisy: Floats
-
-
 def sample_places(rows: int, columns: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Evenly spread rows and columns of a matrix; of a vector, [1, columns], more of it."""
     across = SIDE if rows > 1 else SIDE * SIDE
     return _spread(rows, SIDE), _spread(columns, across)
 
 
-def turns(path: Floats, rounding: Floats) -> Turns:
+def turns(path: Floats, rounding: Floats) -> tuple[Floats, Floats]:
     """How a matrix turns at each inner step of its path [steps, rows, columns].
 
-    `rounding` is the squared error of each step by the form of its numbers: directions in which
-    there is little else are not magnified.
+    From -1 (straight back) to 1 (straight on); and what that would be with noise of half the
+    shorter of the two moves. `rounding` is the squared error of each step by the form of its
+    numbers: directions in which there is little else are not magnified.
     """
     moves = np.diff(path, axis=0)
     lengths = np.sqrt(np.einsum("kij,kij->k", moves, moves))
@@ -76,7 +66,7 @@ def turns(path: Floats, rounding: Floats) -> Turns:
         inner, squares = np.vdot(before, after), (np.vdot(before, before), np.vdot(after, after))
         cosine[at] = _cosine(inner, *squares)
         noisy[at] = _cosine(inner - energy, squares[0] + energy, squares[1] + energy)
-    return Turns(cosine, noisy)
+    return cosine, noisy
 
 
 def find_noise(cosines: Floats) -> Flags:
