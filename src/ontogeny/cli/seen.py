@@ -167,22 +167,18 @@ def tell_seen(answer: dict[str, Any]) -> None:
     out.print(f"seen: {count:,} {what}{until}{when}", highlight=False)
     forms = answer.get("forms", [])
     if len(forms) > 1:
-        print_table(["form", "tokens", "count"], [form_row(form) for form in forms[:SHOWN_FORMS]])
+        rows = [
+            [json.dumps(form["text"], ensure_ascii=False), " ".join(map(str, form["tokens"])),
+             f"{form['count']:,}"]
+            for form in forms[:SHOWN_FORMS]
+        ]  # fmt: skip
+        print_table(["form", "tokens", "count"], rows)
     if len(forms) > SHOWN_FORMS:
         others = sum(form["count"] for form in forms[SHOWN_FORMS:])
         out.print(f"and {len(forms) - SHOWN_FORMS} more forms, {others:,} times", highlight=False)
     if "counts" in answer and count:
         told = "  ".join(f"step{step}:{count:,}" for step, count in answer["counts"].items())
         out.print(textwrap.fill(f"before  {told}", WIDTH), highlight=False)
-
-
-def form_row(form: dict[str, Any]) -> list[str]:
-    """A row about a form of a text."""
-    return [
-        json.dumps(form["text"], ensure_ascii=False),
-        " ".join(map(str, form["tokens"])),
-        f"{form['count']:,}",
-    ]
 
 
 def tell_places(places: list[dict[str, Any]]) -> None:

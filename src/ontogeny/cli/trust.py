@@ -130,10 +130,11 @@ def _worded(name: str, value: Any) -> str:
 def _tell_verdict(subjects: list[Subject], seconds: float) -> None:
     header = ["what", "kind", "files", "tensors", "bytes", "verdict"]
     counts = [(one.num_files, one.num_tensors, one.num_bytes) for one in subjects]
-    rows = [
-        [one.name, one.kind, *(f"{count:,}" for count in numbers), _verdict(one)]
-        for one, numbers in zip(subjects, counts, strict=True)
-    ]
+    rows = []
+    for one, numbers in zip(subjects, counts, strict=True):
+        number = len(one.faults)
+        verdict = f"{number} fault{'s' * (number > 1)}" if number else "whole"
+        rows.append([one.name, one.kind, *(f"{count:,}" for count in numbers), verdict])
     print_table(header, rows)
     lines = [""]
     for one in subjects:
@@ -161,8 +162,3 @@ def _print(lines: Iterable[str]) -> None:
     for line in lines:
         told = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
         out.print(told, markup=False, highlight=False)
-
-
-def _verdict(subject: Subject) -> str:
-    number = len(subject.faults)
-    return "whole" if not number else "1 fault" if number == 1 else f"{number} faults"

@@ -75,7 +75,7 @@ class Spans:
             if not length:
                 continue  # an empty document
             of_text = self._bytes(store, item, offset, row[column : column + length])
-            yield Span(column, length, item, offset, *_named(store, item), of_text)
+            yield Span(column, length, item, offset, *named(store, item), of_text)
             column += length
 
     def _between_ends(self, row: np.ndarray) -> Iterator[Span]:
@@ -102,7 +102,7 @@ class Spans:
         return first, first + count
 
 
-def _named(store: Store, item: int) -> tuple[str | None, str | None]:
+def named(store: Store, item: int) -> tuple[str | None, str | None]:
     """The id and the source of a document, where the store knows them."""
     if not isinstance(store, DocumentStore):
         return None, None

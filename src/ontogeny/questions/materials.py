@@ -49,7 +49,10 @@ def open_materials(path: Path) -> Materials:
     run = open_artifact(path, "run")
     settings = build(RunSettings, dict(run.config), path)
     windows = open_windows(open_input(run, "order"))
-    earlier = open_materials(parent_run(run)).batches if settings.branch else None
+    earlier = None
+    if settings.branch:
+        left = open_input(open_input(run, "parent"), "run")
+        earlier = open_materials(left.path).batches
     batches = batches_of(settings, windows, earlier)
     return Materials(run, settings, batches, _store(windows), load_vocabulary(path / TOKENIZER))
 
@@ -61,11 +64,6 @@ def batches_of(settings: RunSettings, windows: Windows, earlier: Batches | None)
         return Batches(windows, rows)
     place = branch.tokens // settings.shape.context_length
     return Batches(windows, rows, branch.step, place, earlier)
-
-
-def parent_run(branch: Artifact) -> Path:
-    """The run that a branch left."""
-    return open_input(open_input(branch, "parent"), "run").path
 
 
 def _store(windows: Windows) -> DocumentStore:

@@ -19,6 +19,7 @@ from ontogeny.errors import ConfigError, DataError, OrderError
 from ontogeny.order.lookup import lookup_in
 from ontogeny.order.rows import Rows
 from ontogeny.order.seen import History, Seen
+from ontogeny.order.spans import named
 from ontogeny.order.trace import trace
 from ontogeny.questions.sources import Source
 from ontogeny.ranges import is_remote
@@ -181,12 +182,9 @@ class Memory:
         hits, rows = seen.hits, []
         columns = (seen.updates, seen.rows, hits.columns, hits.items, hits.offsets, hits.numbers)
         for *moment, item, offset, number in zip(*(one.tolist() for one in columns), strict=True):
-            of: list[object] = [None] * 4
+            of: tuple[object, ...] = (None,) * 4
             if item >= 0:
-                store = self.history.lookup.indexes[number].store
-                of[:2] = item, offset
-                if isinstance(store, DocumentStore):
-                    of[2:] = store.document_id(item), store.source_names[int(store.sources[item])]
+                of = item, offset, *named(self.history.lookup.indexes[number].store, item)
             rows.append(dict(zip(PLACE, [*moment, *of], strict=True)))
         return rows
 

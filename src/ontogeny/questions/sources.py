@@ -141,7 +141,9 @@ def open_source(
     asked = {"context-length": context_length, "seed": seed, "updates": updates}
     if not is_remote(place) and (Path(place) / MANIFEST).is_file():
         _refuse(asked | {"rows-per-update": rows_per_update, "vocabulary": vocabulary}, place)
-        return _open_run(Path(place))
+        run = open_materials(Path(place))
+        name = str(Path(place))
+        return Source(name, run.batches, run.settings.num_updates, run.store, run.vocabulary)
     if not is_remote(place) and not is_index_map(place):
         _require_pair(Path(place))
     rows = PYTHIA_ROWS if rows_per_update is None else rows_per_update
@@ -178,9 +180,3 @@ def _require_pair(path: Path) -> None:
             expected=f"a folder with {MANIFEST}, or the name of a .bin/.idx pair",
             fix=", ".join(sorted(map(str, path.glob("*.idx")))) or None,
         )
-
-
-def _open_run(path: Path) -> Source:
-    materials = open_materials(path)
-    num_updates = materials.settings.num_updates
-    return Source(str(path), materials.batches, num_updates, materials.store, materials.vocabulary)

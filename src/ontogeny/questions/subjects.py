@@ -165,7 +165,8 @@ def _metrics(run: Artifact, settings: RunSettings, last: int, subject: Subject) 
     seen: list[str] = []
     fix = "fetch it again; a run that goes on writes anew what follows its full state"
     subject.num_files += path.is_file()
-    for number, line in enumerate(_lines(path)):
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines):
         subject.num_bytes += len(line)
         row = parse_metrics(line.decode("utf-8", errors="replace"))
         is_whole = line.endswith(b"\n")
@@ -182,12 +183,6 @@ def _metrics(run: Artifact, settings: RunSettings, last: int, subject: Subject) 
     if not finished:
         subject.notes.append(f"in progress: step {len(seen)} of {settings.num_updates}")
     return seen
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    if path.is_file():
-        with path.open("rb") as file:
-            yield from file
 
 
 def _states(run: Artifact, name: str, seen: list[str]) -> Subject:
