@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -45,22 +45,15 @@ class StoreWriter:
         self._bounds.write(np.zeros(1, "<i8").tobytes())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        whole = False
-        try:
-            if error is None:
-                self._finish()
-                whole = True
-        finally:
-            for file in (self._bin, self._idx, self._bounds):
-                file.close()
-            for path in () if whole else self._paths:
-                path.unlink(missing_ok=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with ExitStack() as undo:
+            for path in self._paths:
+                undo.callback(path.unlink, missing_ok=True)
+            with self._bin, self._idx, self._bounds:
+                if kind is None:
+                    self._finish()
+            if kind is None:
+                undo.pop_all()
 
     def add_items(self, tokens: np.ndarray, sizes: np.ndarray) -> None:
         """Append items of these sizes, their tokens one after another, to the open document."""
