@@ -30,11 +30,11 @@ from ontogeny.digest import digest_file
 from ontogeny.suite import TextSettings, VocabularySettings
 from ontogeny.text.corpus import CORPORA, build_text, shard_files
 from ontogeny.text.dedup import text_digest
-from ontogeny.text.documents import Document, documents_in, json_line
+from ontogeny.text.documents import Document, documents_in, json_line, read_lines
 from ontogeny.text.near import SIGNATURE, first_alike, signatures
 from ontogeny.text.normalise import NORMALISATIONS
 from ontogeny.text.places import Tables, decide
-from ontogeny.text.shards import COLUMNS, Shard, read_lines, write_lines, write_shards
+from ontogeny.text.shards import COLUMNS, Shard, write_lines, write_shards
 from ontogeny.tokens.encode import _StoreFiles, encode, encode_files
 from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import build_vocabulary, open_vocabulary

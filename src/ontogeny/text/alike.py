@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ontogeny.artifact import Artifact, writing
+from ontogeny.text.documents import read_lines
 from ontogeny.text.near import SIGNATURE, first_alike, signatures
-from ontogeny.text.shards import Shard, read_lines
+from ontogeny.text.shards import Shard
 from ontogeny.workers import Task, Workers
 
 TEXTS = 256  # signed at a time

@@ -30,11 +30,12 @@ from ontogeny.text.documents import (
     digest_documents,
     documents_in,
     json_line,
+    read_lines,
 )
 from ontogeny.text.near import METHOD
 from ontogeny.text.places import STANDARD, Place, Tables, decide, repeated_row
 from ontogeny.text.planted import planted_documents
-from ontogeny.text.shards import Read, read_lines, shards_of, write_lines, write_shards
+from ontogeny.text.shards import Read, shards_of, write_lines, write_shards
 from ontogeny.workers import Task, Workers, work_folder
 
 CorpusName = Literal["standard", "deduped", "held-out"]

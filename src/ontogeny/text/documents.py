@@ -106,6 +106,20 @@ def documents_in(file: Path, name: str, root: Path) -> Iterator[tuple[Document, 
         yield _document(row, place, f"{name}:{number}", source), place
 
 
+def read_lines(file: Path, compression: str | None = "detect") -> Iterator[bytes]:
+    """The lines of a file, decompressed as its name says or as told.
+
+    Raises DataError for a damaged one.
+    """
+    try:
+        with pa.input_stream(file, compression) as stream:
+            yield from io.BufferedReader(stream, 1 << 20)
+    except OSError as error:
+        raise DataError(
+            f"cannot be read ({error})", where=file, fix="copy or compress the file again"
+        ) from error
+
+
 def _without_caches(files: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
     """Of the Arrow files in the folder of a saved data set, those it consists of."""
     tables = {file for file, _ in files if file.name.lower().endswith(".arrow")}
@@ -120,22 +134,12 @@ def _without_caches(files: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
 def _lines_of(file: Path, suffix: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """The rows of a file of JSON Lines, with their number and place; empty lines are none."""
     offset = 0
-    for number, line in enumerate(_lines(file, JSON_LINES[suffix]), start=1):
+    for number, line in enumerate(read_lines(file, JSON_LINES[suffix]), start=1):
         text = _decode(line, file, offset).rstrip()
         offset += len(line)
         if text:
             place = f"{file}:{number}"
             yield number, place, _parse(text, place)
-
-
-def _lines(file: Path, compression: str | None) -> Iterator[bytes]:
-    try:
-        with pa.input_stream(file, compression) as stream:
-            yield from io.BufferedReader(stream, 1 << 20)
-    except OSError as error:
-        raise DataError(
-            f"cannot be read ({error})", where=file, fix="copy or compress the file again"
-        ) from error
 
 
 def _decode(data: bytes, file: Path, offset: int) -> str:

@@ -114,12 +114,6 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
         file.writelines(lines)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, decompressed if its name says that it is."""
-    with pa.input_stream(path) as stream:
-        yield from io.BufferedReader(stream, BLOCK)
-
-
 def _numbered(documents: Iterable[Document], num_bytes: int) -> Iterator[tuple[int, Document]]:
     """Documents with the number of the run of so many bytes they begin in."""
     before = 0
