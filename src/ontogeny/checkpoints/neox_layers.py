@@ -92,13 +92,13 @@ def _ranks_by_layer(folder: Path) -> dict[int, list[Path]]:
             "no layer files", where=folder, expected="layer_00-model_00-model_states.pt and so on"
         )
     num_ranks = 1 + max(rank for paths in found.values() for rank in paths)
+    ranks = {}
     for layer, paths in sorted(found.items()):
         for rank in range(num_ranks):
             if rank not in paths:
                 raise _missing(folder, layer, rank, f"{num_ranks} ranks of every layer")
-    return {
-        layer: [paths[rank] for rank in sorted(paths)] for layer, paths in sorted(found.items())
-    }
+        ranks[layer] = [paths[rank] for rank in range(num_ranks)]
+    return ranks
 
 
 def _count_blocks(folder: Path, layers: Set[int]) -> int:

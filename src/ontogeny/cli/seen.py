@@ -55,15 +55,15 @@ def seen(
     if sum(value is not None for value in (text, tokens, document)) != 1:
         raise ConfigError("what to look for?", fix='one of "a text", --tokens 12,34, --document ID')
     ids = parsed(tokens or "0")
-    with opened(place, folder, vocabulary=vocabulary, rows_per_update=rows_per_update,
-                context_length=context_length, seed=seed, updates=updates) as memory:  # fmt: skip
-        first = (page - 1) * limit
-        if document is not None:
-            answer = memory.document(document, before, first, limit)
-        elif text is not None:
-            answer = memory.text(text, before, first, limit)
-        else:
-            answer = memory.strings([ids], before, first, limit)
+    memory = opened(place, folder, vocabulary=vocabulary, rows_per_update=rows_per_update,
+                    context_length=context_length, seed=seed, updates=updates)  # fmt: skip
+    first = (page - 1) * limit
+    if document is not None:
+        answer = memory.document(document, before, first, limit)
+    elif text is not None:
+        answer = memory.text(text, before, first, limit)
+    else:
+        answer = memory.strings([ids], before, first, limit)
     if as_json:
         out.print(json.dumps(answer, ensure_ascii=False), markup=False, highlight=False)
         return
@@ -91,9 +91,9 @@ def trace(
     updates: Updates = None,
 ) -> None:
     """Find the longest parts of a text that were seen, and when."""
-    with opened(place, folder, vocabulary=vocabulary, rows_per_update=rows_per_update,
-                context_length=context_length, seed=seed, updates=updates) as memory:  # fmt: skip
-        spans = memory.trace(text, least=least, before=before, limit=limit)
+    memory = opened(place, folder, vocabulary=vocabulary, rows_per_update=rows_per_update,
+                    context_length=context_length, seed=seed, updates=updates)  # fmt: skip
+    spans = memory.trace(text, least=least, before=before, limit=limit)
     if as_json:
         out.print(json.dumps(spans, ensure_ascii=False), markup=False, highlight=False)
         return
@@ -121,16 +121,14 @@ def index(
     out.print(f"index: {opened.artifact.path}", markup=False, highlight=False)
 
 
-@contextmanager
-def opened(place: str, folder: Path | None, **options: Any) -> Iterator[Memory]:
+def opened(place: str, folder: Path | None, **options: Any) -> Memory:
     """What can be asked of a source; bars show the indexes it has to build."""
     from ontogeny.questions.seen import Memory
     from ontogeny.questions.sources import open_source
 
     source = open_source(place, **options)
     with indexing() as begin:
-        memory = Memory(source, begin, folder)
-    yield memory
+        return Memory(source, begin, folder)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ the stream. 24 bytes of memory a document of the stream. Not here: windows (`str
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,17 +17,17 @@ import numpy as np
 from ontogeny.order.stream import Stream
 
 
+@dataclass(frozen=True)
 class Joins:
     """Where documents meet in a stream."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    stream: Stream
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
         """The joins as positions of the stream and the pairs around them, both sorted by pair."""
-        cuts = np.unique(self._stream.bounds)[1:-1]  # empty documents make no join
-        pairs = _pairs(self._stream.tokens_at(cuts - 1), self._stream.tokens_at(cuts))
+        cuts = np.unique(self.stream.bounds)[1:-1]  # empty documents make no join
+        pairs = _pairs(self.stream.tokens_at(cuts - 1), self.stream.tokens_at(cuts))
         by_pair = np.argsort(pairs, kind="stable")
         return cuts[by_pair], pairs[by_pair]
 
@@ -42,7 +43,7 @@ class Joins:
 
     def _alike(self, cuts: np.ndarray, heads: np.ndarray, string: np.ndarray) -> np.ndarray:
         """Where a string begins of which `cuts` are the first joins, if they are, after `heads`."""
-        stream, length = self._stream, len(string)
+        stream, length = self.stream, len(string)
         _, offsets = stream.documents_at(cuts - 1)
         keep = (offsets + 1 >= heads) & (cuts - heads + length <= stream.bounds[-1])
         cuts, heads = cuts[keep], heads[keep]
