@@ -70,15 +70,13 @@ class Tables:
         self.source_names = sorted({name for shard in shards for name in shard.sources})
         self._codes = {name: code for code, name in enumerate(self.source_names)}
         self._near, self._most_rows = near, most_rows
+        # The columns in which alike documents have the same key, and what the later ones are.
+        self.likenesses = {"text": Place.DUPLICATE}
+        if near is not None:
+            self.likenesses["near"] = Place.NEAR_DUPLICATE
 
     def __len__(self) -> int:
         return int(self.starts[-1])
-
-    @property
-    def likenesses(self) -> dict[str, Place]:
-        """The columns in which alike documents have the same key, and what the later ones are."""
-        near = {} if self._near is None else {"near": Place.NEAR_DUPLICATE}
-        return {"text": Place.DUPLICATE} | near
 
     def rows(self, shard: int) -> slice:
         """The rows of a shard."""
