@@ -156,17 +156,11 @@ def stage_rows(plan: SuitePlan, there: Collection[str]) -> tuple[list[str], list
         seconds[f"scores/{one.member.name}"] = plan.score_seconds(one)
     seconds["report"] = REPORT_SECONDS
     unknown = [] if plan.num_text_bytes else prepared
-    rows = [
-        [name, "there" if name in there else "to do", _left(name, time, there, unknown)]
-        for name, time in seconds.items()
-    ]
+    rows = []
+    for name, time in seconds.items():
+        left = "not known" if name in unknown else as_time(time)
+        rows.append([name, "there", "-"] if name in there else [name, "to do", left])
     return ["stage", "state", "time (estimate)"], rows
-
-
-def _left(name: str, seconds: float, there: Collection[str], unknown: Collection[str]) -> str:
-    if name in there:
-        return "-"
-    return "not known" if name in unknown else as_time(seconds)
 
 
 def plan_rows(plan: SuitePlan) -> tuple[list[str], list[list[str]]]:
