@@ -157,8 +157,8 @@ def stage_rows(plan: SuitePlan, there: Collection[str]) -> tuple[list[str], list
     seconds["report"] = REPORT_SECONDS
     unknown = [] if plan.num_text_bytes else prepared
     rows = []
-    for name, time in seconds.items():
-        left = "not known" if name in unknown else as_time(time)
+    for name, estimate in seconds.items():
+        left = "not known" if name in unknown else as_time(estimate)
         rows.append([name, "there", "-"] if name in there else [name, "to do", left])
     return ["stage", "state", "time (estimate)"], rows
 
