@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -80,10 +80,6 @@ class Cell:
     @property
     def key(self) -> str:
         return digest_json(astuple(self))
-
-    def holds(self, row: Score | Item) -> bool:
-        """Whether a row is of this cell, or of a part of it, such as one source of the held-out."""
-        return row.shots == self.shots and row.task.partition("/")[0] == self.task
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,31 +148,24 @@ class ScoreStore:
         is kept for each cell. Under `locked` only, by one process.
         """
         path = self.path(place.member, place.step)
-        asked = {(cell.task, cell.shots) for cell in cells}
-        kept = [
-            cell
-            for cell in self.cells(place.member, place.step)
-            if (cell.task, cell.shots) not in asked
-        ]
+        there = {_asked(cell): cell for cell in self.cells(place.member, place.step)}
+        new = set(map(_asked, cells))
+        kept = {asked: cell for asked, cell in there.items() if asked not in new}
         old_bits = read_manifest(path).provenance.get("bits", []) if kept else []
         how = {key: group["bits"] for group in old_bits for key in group["cells"]}
-        how = {cell.key: how.get(cell.key) for cell in kept} | {cell.key: bits for cell in cells}
-        old_scores = read_scores(path / SCORES) if kept else []
-        old_items = read_items(path / ITEMS) if kept else []
-        all_scores, all_items, all_cells = [], [], []
-        for cell in sorted([*kept, *cells], key=lambda cell: (cell.task, cell.shots)):
-            is_new = (cell.task, cell.shots) in asked
-            all_cells.append(asdict(cell))
-            all_scores += [row for row in (scores if is_new else old_scores) if cell.holds(row)]
-            all_items += [row for row in (items if is_new else old_items) if cell.holds(row)]
-        config = {"place": asdict(place), "cells": all_cells}
+        how = {cell.key: how.get(cell.key) for cell in kept.values()}
+        how |= {cell.key: bits for cell in cells}
+        old_scores, old_items = read_rows(path) if kept else ([], [])
+        all_scores = [*(row for row in old_scores if _asked(row) in kept), *scores]
+        all_items = [*(row for row in old_items if _asked(row) in kept), *items]
+        all_cells = sorted([*kept.values(), *cells], key=_asked)
+        config = {"place": asdict(place), "cells": [asdict(cell) for cell in all_cells]}
         aside = path.with_name(f".{path.name}.new")
         shutil.rmtree(aside, ignore_errors=True)
         with writing(
             aside, KIND, config=config, inputs=inputs, provenance={"bits": _grouped(how)}
         ) as draft:
-            write_scores(draft.folder / SCORES, all_scores)
-            write_items(draft.folder / ITEMS, all_items)
+            write_rows(draft.folder, sorted(all_scores, key=_asked), sorted(all_items, key=_asked))
             draft.facts.update(num_scores=len(all_scores), num_items=len(all_items))
         _put(aside, path)
         return self.artifact(place.member, place.step)
@@ -210,12 +199,28 @@ class ScoreStore:
             ) from error
 
 
+def write_rows(folder: Path, scores: Iterable[Score], items: Iterable[Item]) -> None:
+    """Write the score rows and the item rows of an artifact in `folder`."""
+    write_scores(folder / SCORES, scores)
+    write_items(folder / ITEMS, items)
+
+
+def read_rows(folder: Path) -> tuple[list[Score], list[Item]]:
+    """What `write_rows` wrote. Raises EvaluationError if it is anything else."""
+    return read_scores(folder / SCORES), read_items(folder / ITEMS)
+
+
 def stage_digest(home: Path, stage: StageRecord) -> str:
     """The identity of what lies where a suite's stage is. Raises DataError if it is damaged."""
     path = home / stage.path
     if stage.kind == KIND and path.is_dir():
         return ScoreStore(path.parent).digest(path.name.removeprefix("member="))
     return read_manifest(path).digest
+
+
+def _asked(row: Cell | Score | Item) -> tuple[str, int]:
+    """The task and shots of a cell, or of the one a row is of, be it of a part: `held-out/web`."""
+    return row.task.partition("/")[0], row.shots
 
 
 def _grouped(how: Mapping[str, Any]) -> list[dict[str, Any]]:

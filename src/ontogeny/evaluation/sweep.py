@@ -28,17 +28,8 @@ from ontogeny.evaluation.catalog import TaskRef, load_task
 from ontogeny.evaluation.tasks import NotFiniteError, Scorer, Spec
 from ontogeny.evaluation.weights import Checkpoint, checkpoint_inputs, open_scorer
 from ontogeny.model.kernels.load import features
-from ontogeny.results import (
-    ITEMS,
-    SCORES,
-    Item,
-    Score,
-    read_items,
-    read_scores,
-    write_items,
-    write_scores,
-)
-from ontogeny.scores import Cell, ScoreStore
+from ontogeny.results import Item, Score
+from ontogeny.scores import Cell, ScoreStore, read_rows, write_rows
 from ontogeny.workers import Task, Workers
 
 KIND = "cells"
@@ -155,15 +146,13 @@ def ask_apart(asked: Asked, folder: Path) -> Artifact:
     answers = ask(asked)
     bits = {"bits": answers.bits}
     with writing(folder, KIND, **_identity(asked), provenance=bits) as draft:
-        write_scores(draft.folder / SCORES, answers.scores)
-        write_items(draft.folder / ITEMS, answers.items)
+        write_rows(draft.folder, answers.scores, answers.items)
         draft.facts["failures"] = answers.failures
     return draft.artifact
 
 
 def _read(made: Artifact) -> Answers:
-    scores, items = read_scores(made.path / SCORES), read_items(made.path / ITEMS)
-    return Answers(scores, items, made.facts["failures"], made.provenance["bits"])
+    return Answers(*read_rows(made.path), made.facts["failures"], made.provenance["bits"])
 
 
 def _add(store: ScoreStore, asked: Asked, answers: Answers) -> Filled:
