@@ -6,8 +6,6 @@ Not here: steps out of place that are no copies (`lint.py`), copies among runs (
 
 from __future__ import annotations
 
-from itertools import chain
-
 import numpy as np
 
 from ontogeny.checkpoints.lint_folders import FETCH, Finding, Severity
@@ -32,20 +30,20 @@ def find_copies(linted: Linted) -> set[int]:
         for group in copies(there):
             if len(group) < len(there):
                 parts.setdefault(group, []).append(name)
-    still: dict[str, set[int]] = {}
+    still, steps = set[str](), set[int]()
     for group, names in sorted(parts.items()):
         what, is_copy = _part(linted, group, {*names}, repeated)
         if is_copy:
             _report_copy(linted, group, _owner(measured, group), what, tuple(sorted(names)))
         else:
-            for name in names:
-                still.setdefault(name, set()).update(group)
+            still |= {*names}
+            steps |= {*group}
     if still:
-        steps = tuple(sorted({*chain(*still.values())}))
         told = f"{len(still)} of {len(measured.digests)} tensors do not change here and there"
         cause = "changes too small for the numbers of the files, or no gradient"
+        where = tuple(sorted(steps))
         linted.findings.append(
-            Finding("note", linted.name, steps, told, cause, "", tuple(sorted(still)))
+            Finding("note", linted.name, where, told, cause, "", tuple(sorted(still)))
         )
     return wrong
 

@@ -17,7 +17,6 @@ import numpy as np
 from ontogeny.checkpoints.lint_copies import first_still
 from ontogeny.checkpoints.lint_folders import FETCH, Finding
 from ontogeny.checkpoints.lint_measure import Linted
-from ontogeny.checkpoints.lint_path import Floats
 from ontogeny.errors import ConfigError
 
 
@@ -104,29 +103,24 @@ def _differing_starts(left: Linted, right: Linted, names: str) -> Finding:
 
 def _shared_start(left: Linted, right: Linted) -> Finding:
     """Two runs of other seeds with one start, foreign to the one that does not go on from it."""
-    goes_on = {
-        run.name: _likeness(run.measured.starts, run.measured.starts) for run in (left, right)
-    }
-    foreign = min(goes_on, key=lambda name: goes_on[name])
-    name, other = left.name if left.name != foreign else right.name, foreign
-    if min(goes_on.values()) > 0.5:
-        told, cause = f"starts from the very step0 of {name}", "initialised with the other's seed"
-    else:
-        told, cause = f"has the step0 of {name}, and goes on from another", "a copied step0"
-    return Finding("alarm", other, (0,), told, cause, FETCH)
+    foreign, own = sorted((left, right), key=lambda run: _likeness(run, run))
+    told, cause = f"has the step0 of {own.name}, and goes on from another", "a copied step0"
+    if _likeness(foreign, foreign) > 0.5:
+        told = f"starts from the very step0 of {own.name}"
+        cause = "initialised with the other's seed"
+    return Finding("alarm", foreign.name, (0,), told, cause, FETCH)
 
 
 def _foreign_start(run: Linted, other: Linted) -> Iterator[Finding]:
     """Whether a run goes on from the start of another instead of its own."""
-    own = _likeness(run.measured.starts, run.measured.starts)
-    theirs = _likeness(other.measured.starts, run.measured.starts)
-    if own < 0.5 < 0.8 < theirs:
+    if _likeness(run, run) < 0.5 < 0.8 < _likeness(other, run):
         told = f"goes on from the step0 of {other.name}, not from its own"
         yield Finding("alarm", run.name, (0,), told, "the start of another seed", FETCH)
 
 
-def _likeness(before: dict[str, Floats], after: dict[str, Floats]) -> float:
+def _likeness(first: Linted, second: Linted) -> float:
     """The median cosine of the first step of a run and the second of another, by matrix; or 0."""
+    before, after = first.measured.starts, second.measured.starts
     pairs = [(before[name][0], after[name][1]) for name in before.keys() & after.keys()]
     cosines = [
         float(one @ two / max(np.linalg.norm(one) * np.linalg.norm(two), 1e-30))
