@@ -39,7 +39,6 @@ class _StoreFiles(ExitStack):
         self.tokens = self.enter_context(StoreWriter(folder / TOKENS, dtype))
         self.ids = self.enter_context(StoreWriter(folder / IDS, np.dtype("<u1")))
         self.sources: BinaryIO = self.enter_context((folder / SOURCES).open("xb"))
-        self.dtype = dtype
         self.counts: dict[str, tuple[int, dict[str, Any]]] = {}  # of a source, after its code
         self.num_empty = 0
         self.encoders: set[str] = set()
@@ -68,15 +67,6 @@ class _StoreFiles(ExitStack):
         self.sources.write(np.array(codes, SOURCE_DTYPE)[store.sources].data)
         self.num_empty += store.artifact.facts["num_empty_dropped"]
         self.encoders |= {*store.artifact.provenance["encoders"]}
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "num_documents": self.tokens.num_documents,
-            "num_tokens": self.tokens.num_tokens,
-            "num_empty_dropped": self.num_empty,
-            "dtype": self.dtype.name,
-            "sources": [counted for _, counted in self.counts.values()],
-        }
 
     def _count(self, name: str, documents: int, tokens: int, num_bytes: int) -> int:
         """Add to what is counted of a source; its code."""
@@ -155,15 +145,23 @@ def _store(
     inputs: Mapping[str, Input],
 ) -> Iterator[tuple[Draft, _StoreFiles]]:
     """A store artifact being written."""
-    end = vocabulary.eod if eod == "end" else None
     by: dict[str, list[str]] = {}
-    whole = {**config, "eod": eod}
+    whole, dtype = {**config, "eod": eod}, token_dtype(vocabulary.size)
+    end = vocabulary.eod if eod == "end" else None
     with writing(folder, "store", config=whole, inputs=inputs, provenance=by) as draft:
-        with _StoreFiles(draft.folder, token_dtype(vocabulary.size)) as files:
+        with _StoreFiles(draft.folder, dtype) as files:
             yield draft, files
         by["encoders"] = sorted(files.encoders)
-        draft.facts |= files.facts() | {"eod_id": end}
-        draft.facts |= {"vocabulary": vocabulary.digest, "vocabulary_size": vocabulary.size}
+        draft.facts |= {
+            "num_documents": files.tokens.num_documents,
+            "num_tokens": files.tokens.num_tokens,
+            "num_empty_dropped": files.num_empty,
+            "dtype": dtype.name,
+            "sources": [counted for _, counted in files.counts.values()],
+            "eod_id": end,
+            "vocabulary": vocabulary.digest,
+            "vocabulary_size": vocabulary.size,
+        }
 
 
 def _encode_into(
