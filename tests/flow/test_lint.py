@@ -22,7 +22,7 @@ from grown import Ground
 from ontogeny.artifact import MANIFEST
 from ontogeny.checkpoints.lint import lint_run
 from ontogeny.checkpoints.lint_folders import Finding, find_steps
-from ontogeny.checkpoints.lint_runs import Seeds, lint_together
+from ontogeny.checkpoints.lint_runs import lint_together
 from ontogeny.results import read_metrics
 from ontogeny.steps import METRICS, step_folder
 from spoken import Said, Type
@@ -231,7 +231,7 @@ def test_two_members_with_the_same_files(clean: Path, other: Path, tmp_path: Pat
     runs = [copy_of(clean, tmp_path / "a"), copy_of(other, tmp_path / "b")]
     for step in (2, 4, 8, 60):
         put(runs[1], step, step_folder(clean, step))
-    found = lint_together([lint_run(run) for run in runs], Seeds())
+    found = lint_together([lint_run(run) for run in runs])
     assert [(one.severity, one.steps) for one in found] == [("alarm", (2, 4, 8, 60))]
     assert found[0].problem == "have the same weights"
 

@@ -8,7 +8,6 @@ can be seen in one run alone (`lint.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -20,18 +19,16 @@ from ontogeny.checkpoints.lint_measure import Linted
 from ontogeny.errors import ConfigError
 
 
-@dataclass(frozen=True, slots=True)
-class Seeds:
-    """Groups of runs, by path or name, that are of the same seed, and that are of other seeds."""
+def lint_together(
+    runs: Sequence[Linted], same: Sequence[Sequence[str]] = (), apart: Sequence[Sequence[str]] = ()
+) -> list[Finding]:
+    """What is wrong among runs.
 
-    same: Sequence[Sequence[str]] = ()
-    other: Sequence[Sequence[str]] = ()
-
-
-def lint_together(runs: Sequence[Linted], seeds: Seeds) -> list[Finding]:
-    """What is wrong among runs. Raises ConfigError when `seeds` names others, or contradict."""
+    `same` and `apart` are groups of them, by path or name, that are of one seed and of other seeds.
+    Raises ConfigError when they name others, or contradict.
+    """
     told: dict[frozenset[str], bool] = {}
-    for is_same, groups in ((True, seeds.same), (False, seeds.other)):
+    for is_same, groups in ((True, same), (False, apart)):
         for group in groups:
             for pair in combinations([_named(name, runs).name for name in group], 2):
                 if told.setdefault(frozenset(pair), is_same) != is_same or len({*pair}) == 1:

@@ -54,13 +54,13 @@ def lint(
         _tell(stores, [finding for store in stores for finding in store.findings], as_json)
         return
     from ontogeny.checkpoints.lint import lint_run
-    from ontogeny.checkpoints.lint_runs import Seeds, lint_together
+    from ontogeny.checkpoints.lint_runs import lint_together
 
-    seeds = Seeds(*([words.split(",") for words in one or []] for one in (same_seed, other_seed)))
+    same, apart = ([words.split(",") for words in one or []] for one in (same_seed, other_seed))
     bar = functools.partial(track, description="tensors", console=err, transient=True)
     looked_at = [lint_run(path, bar) for path in runs]
     findings = [finding for run in looked_at for finding in run.findings]
-    findings += lint_together(looked_at, seeds)
+    findings += lint_together(looked_at, same, apart)
     _tell(looked_at, findings, as_json)
 
 

@@ -53,11 +53,9 @@ class Hits:
 
 def joined(several: Sequence[Hits]) -> Hits:
     """Hits of several blocks in one."""
-    names = Hits.__slots__
-    empty = np.empty(0, np.int64)
-    return Hits(
-        *(np.concatenate([empty, *(getattr(one, name) for one in several)]) for name in names)
-    )
+    none = np.empty(0, np.int64)
+    columns = ([none, *(getattr(one, name) for one in several)] for name in Hits.__slots__)
+    return Hits(*map(np.concatenate, columns))
 
 
 class Lookup(Protocol):
