@@ -218,7 +218,7 @@ def test_the_next_checkpoint_is_read_while_one_is_asked(home: Path) -> None:
     task = TaskRef("last-word", 0, home / read_record(home).stage("tasks").path, (), None)
 
     def asked(one: Checkpoint, then: Checkpoint | None) -> list[float]:
-        work = Asked(one, (task,), (cell_of(one, load_task(task).spec),), 1, "cpu", then)
+        work = Asked(one, {task: cell_of(one, load_task(task).spec)}, 1, "cpu", then)
         return [item.log_likelihood for item in ask(work).items]
 
     expected = asked(second, None)

@@ -15,7 +15,7 @@ from ontogeny.errors import ConfigError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ontogeny.evaluation.sweep import Filled
+    from ontogeny.evaluation.sweep import Answers
     from ontogeny.results import Score
     from ontogeny.stages.evaluate import Swept, Wish
     from ontogeny.workers import Workers
@@ -115,11 +115,11 @@ class _Watch:
         self._asked += asked
         self._progress.update(self._bar, total=self._asked, visible=self._asked > 0)
 
-    def filled(self, filled: Filled) -> None:
-        self._items += filled.num_items
+    def filled(self, answers: Answers) -> None:
+        self._items += len(answers.items)
         self._progress.update(self._bar, advance=1, items=self._items)
-        for failure in filled.failures:
-            err.print(f"no answer: {failure}", markup=False, highlight=False)
+        for problem in answers.problems:
+            err.print(f"no answer: {problem}", markup=False, highlight=False)
 
 
 def _numbers(words: str) -> tuple[int, ...]:

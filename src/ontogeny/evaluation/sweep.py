@@ -38,14 +38,13 @@ WORK = ".work"  # of a member in a store: what is finished but not taken over ye
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A checkpoint and what it is asked: tasks, and the cells that the answers will fill.
+    """A checkpoint and what it is asked: tasks, each with the cell that its answers will fill.
 
     `then` is the checkpoint that the same process is likely to be given next.
     """
 
     checkpoint: Checkpoint
-    tasks: tuple[TaskRef, ...]
-    cells: tuple[Cell, ...]
+    cells: Mapping[TaskRef, Cell]
     threads: int
     device: str
     then: Checkpoint | None = None
@@ -60,13 +59,9 @@ class Answers:
     failures: list[dict[str, Any]]
     bits: dict[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """What came of one checkpoint: items answered, and the tasks that gave no numbers."""
-
-    num_items: int
-    failures: tuple[str, ...]
+    @property
+    def problems(self) -> list[str]:
+        return [str(failure["problem"]) for failure in self.failures]
 
 
 def cell_of(checkpoint: Checkpoint, spec: Spec) -> Cell:
@@ -85,22 +80,22 @@ def cell_of(checkpoint: Checkpoint, spec: Spec) -> Cell:
 
 def missing(
     store: ScoreStore, checkpoint: Checkpoint, tasks: Sequence[TaskRef]
-) -> list[tuple[TaskRef, Cell]]:
+) -> dict[TaskRef, Cell]:
     """The tasks whose cells the store does not have of a checkpoint, with those cells."""
-    there = {cell.key for cell in store.cells(checkpoint.place.member, checkpoint.place.step)}
-    wanted = [(ref, cell_of(checkpoint, load_task(ref).spec)) for ref in tasks]
-    return [(ref, cell) for ref, cell in wanted if cell.key not in there]
+    there = store.cells(checkpoint.place.member, checkpoint.place.step)
+    wanted = {ref: cell_of(checkpoint, load_task(ref).spec) for ref in tasks}
+    return {ref: cell for ref, cell in wanted.items() if cell not in there}
 
 
 def fill(
     store: ScoreStore,
     asked: Sequence[Asked],
     workers: Workers,
-    observe: Callable[[Filled], None],
+    observe: Callable[[Answers], None],
 ) -> None:
     """Ask checkpoints and put their answers into a store, each as soon as it is there.
 
-    To be called under the store's lock. `observe` is told of every checkpoint that is done.
+    To be called under the store's lock. `observe` is given those of every checkpoint.
     """
     ahead = [one.checkpoint for one in asked[workers.num_processes :]]
     works = [replace(one, then=then) for one, then in zip(asked, ahead, strict=False)]
@@ -111,7 +106,8 @@ def fill(
         tasks = [Task(_work_place(store, one), partial(ask_apart, one)) for one in works]
         answered = ((number, _read(made)) for number, made in workers.each(tasks))
     for number, answers in answered:
-        observe(_add(store, works[number], answers))
+        _add(store, works[number], answers)
+        observe(answers)
     for member in {one.checkpoint.place.member for one in asked}:
         shutil.rmtree(store.of_member(member) / WORK, ignore_errors=True)
 
@@ -124,7 +120,7 @@ def ask(asked: Asked) -> Answers:
         if asked.then is not None:
             _reader().begin(asked.then, asked.device)
         answers = Answers([], [], [], _bits(asked.device))
-        for ref, cell in zip(asked.tasks, asked.cells, strict=True):
+        for ref, cell in asked.cells.items():
             task = load_task(ref)
             if cell_of(checkpoint, task.spec) != cell:
                 fix = "the same command again"
@@ -155,24 +151,22 @@ def _read(made: Artifact) -> Answers:
     return Answers(*read_rows(made.path), made.facts["failures"], made.provenance["bits"])
 
 
-def _add(store: ScoreStore, asked: Asked, answers: Answers) -> Filled:
+def _add(store: ScoreStore, asked: Asked, answers: Answers) -> None:
     """Put answers into the store, in place of those of other weights."""
     checkpoint, place = asked.checkpoint, asked.checkpoint.place
     old = store.cells(place.member, place.step)
     if any(cell.weights != checkpoint.weights for cell in old):
         shutil.rmtree(store.path(place.member, place.step))
     failed = {(one["task"], one["shots"]) for one in answers.failures}
-    cells = [cell for cell in asked.cells if (cell.task, cell.shots) not in failed]
+    cells = [cell for cell in asked.cells.values() if (cell.task, cell.shots) not in failed]
     if cells:
         inputs = checkpoint_inputs(checkpoint)
         store.add(place, cells, answers.scores, answers.items, inputs, answers.bits)
-    problems = tuple(str(one["problem"]) for one in answers.failures)
-    return Filled(len(answers.items), problems)
 
 
 def _identity(asked: Asked) -> Mapping[str, Any]:
     """The settings and inputs of the artifact that a checkpoint's answers are."""
-    cells = [asdict(cell) for cell in asked.cells]
+    cells = [asdict(cell) for cell in asked.cells.values()]
     config = {"place": asdict(asked.checkpoint.place), "cells": cells}
     return {"config": config, "inputs": {"weights": asked.checkpoint.weights}}
 

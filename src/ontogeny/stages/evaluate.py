@@ -25,7 +25,7 @@ from ontogeny.errors import CheckpointError, ConfigError, EvaluationError
 from ontogeny.evaluation.catalog import TaskRef, resolve
 from ontogeny.evaluation.foreign import GGUF
 from ontogeny.evaluation.pack import TASKS
-from ontogeny.evaluation.sweep import Asked, Filled, fill, missing
+from ontogeny.evaluation.sweep import Answers, Asked, fill, missing
 from ontogeny.evaluation.weights import (
     Checkpoint,
     Dtype,
@@ -68,7 +68,7 @@ class Watch(Protocol):
     def planned(self, asked: int) -> None:
         """So many checkpoints are to be asked something."""
 
-    def filled(self, filled: Filled) -> None:
+    def filled(self, answers: Answers) -> None:
         """A checkpoint is done."""
 
 
@@ -186,10 +186,8 @@ def unasked(
     """What the store does not have yet, a unit of work a checkpoint; the largest models first."""
     where, found = str(device()), []
     for one in sorted(checkpoints, key=lambda one: -one.place.num_parameters):
-        lacking = missing(store, one, tasks)
-        if lacking:
-            refs, cells = zip(*lacking, strict=True)
-            found.append(Asked(one, refs, cells, threads, where))
+        if cells := missing(store, one, tasks):
+            found.append(Asked(one, cells, threads, where))
     return found
 
 
@@ -336,10 +334,10 @@ def pack_tasks(pack: Path) -> tuple[str, ...]:
     return tuple(name for name in TASKS if name in there)
 
 
-def _note(swept: Swept, watch: Watch, filled: Filled) -> None:
-    swept.failures += filled.failures
-    swept.num_computed -= len(filled.failures)
-    watch.filled(filled)
+def _note(swept: Swept, watch: Watch, answers: Answers) -> None:
+    swept.failures += answers.problems
+    swept.num_computed -= len(answers.problems)
+    watch.filled(answers)
 
 
 def _with_scores(home: Path, members: Collection[str], record: Record) -> Record:

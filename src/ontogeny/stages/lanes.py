@@ -23,7 +23,7 @@ from typing import Literal
 from ontogeny.artifact import Input, open_artifact
 from ontogeny.errors import EvaluationError, OntogenyError, Stopped, TrainingError
 from ontogeny.evaluation.catalog import TaskRef
-from ontogeny.evaluation.sweep import Asked, Filled, fill
+from ontogeny.evaluation.sweep import Answers, Asked, fill
 from ontogeny.evaluation.weights import own_checkpoint
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import open_order
@@ -215,10 +215,10 @@ def _score(job: Job, sender: Connection) -> None:
     """Ask every checkpoint of a finished run what it was not asked yet."""
     total, done, failures = len(job.settings.steps), 0, list[str]()
 
-    def observe(filled: Filled) -> None:
+    def observe(answers: Answers) -> None:
         nonlocal done
         done += 1
-        failures.extend(filled.failures)
+        failures.extend(answers.problems)
         sender.send(Report(job.member, "score", done, total))
 
     with job.scores.locked(job.member, patiently=True):
