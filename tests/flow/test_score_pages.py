@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from ontogeny.artifact import faults, open_artifact
 from ontogeny.report.drawings import Drawing, Line, score_drawings
 from ontogeny.report.explorer import write_explorer
-from ontogeny.report.figures import AXES, draw
+from ontogeny.report.figures import draw
 from ontogeny.report.flips import by_lasting, item_maps, read_flips
 from ontogeny.report.measured import Measure, Measured, read_measured
 from ontogeny.results import Item, Score
@@ -169,8 +169,7 @@ def test_models_that_are_of_no_suite_are_drawn_where_nothing_was_seen(tmp_path: 
     measured = read_measured(store)
     (drawing,) = score_drawings(measured)
     assert lines(drawing, "odd, ppl")["smol"].values.tolist() == [1e9]
-    for axis in AXES:
-        draw(drawing, measured, tmp_path, axis)
+    draw(drawing, measured, tmp_path)
     assert {path.name for path in tmp_path.glob("*.svg")} == {
         "others-0-shot.svg", "others-0-shot-linear.svg",
     }  # fmt: skip
@@ -243,7 +242,7 @@ def test_page_of_a_store_marks_what_is_not_above_its_baseline(
     assert (told.code, told.err) == (0, "")
     report = open_artifact(tmp_path / "page", "report")
     assert faults(report) == []
-    assert report.facts == {"figures": 11, "members": 7}
+    assert report.facts == {"figures": 9, "members": 7}
     assert report.inputs["2m-bf16"] == store.digest("2m-bf16")
     page = (report.path / "index.html").read_text(encoding="utf-8")
     for target in re.findall(r'(?:src|href)="([^#"]+)"', page):

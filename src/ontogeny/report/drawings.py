@@ -78,11 +78,15 @@ class Panel:
     is_share: bool = False
 
 
+Axis = Literal["log", "linear"]
+
+
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """A figure: its file's name, its vertical axis, its panels, and the words below it.
 
-    `table` holds its numbers. `one_scale` gives all panels the same vertical axis.
+    `table` holds its numbers. `one_scale` gives all panels the same vertical axis. It is drawn on
+    each of its horizontal `axes`.
     """
 
     name: str
@@ -91,6 +95,12 @@ class Drawing:
     caption: str
     table: Literal["scores", "updates"] = "scores"
     one_scale: bool = False
+    axes: tuple[Axis, ...] = ("log", "linear")
+
+    @property
+    def names(self) -> dict[Axis, str]:
+        """The names of its files, by the axis they are drawn on."""
+        return {axis: self.name if axis == "log" else f"{self.name}-{axis}" for axis in self.axes}
 
 
 def score_drawings(measured: Measured) -> list[Drawing]:
@@ -164,7 +174,7 @@ def _twins(measured: Measured, charts: Sequence[Chart]) -> Drawing:
     ]
     panels = _panels(charts, lambda chart: [_difference(chart, *pair) for pair in pairs])
     panels = [replace(panel, levels={"no difference": 0.0}) for panel in panels]
-    return Drawing("deduped-less-standard", "difference", panels, OF_TWINS)
+    return Drawing("deduped-less-standard", "difference", panels, OF_TWINS, axes=("log",))
 
 
 def _seeds(measured: Measured, charts: Sequence[Chart]) -> Drawing:
@@ -172,7 +182,8 @@ def _seeds(measured: Measured, charts: Sequence[Chart]) -> Drawing:
     groups = seeds(measured.models)
     panels = _panels(charts, lambda chart: [_spread(chart, group) for group in groups])
     numbers = ", ".join(f"{len(group)} of {group[0].member}" for group in groups)
-    return Drawing("seeds", "mean over seeds", panels, f"{OF_SEEDS} ({numbers}).")
+    caption = f"{OF_SEEDS} ({numbers})."
+    return Drawing("seeds", "mean over seeds", panels, caption, axes=("log",))
 
 
 def _panels(charts: Sequence[Chart], lines_of: Callable[[Chart], Sequence[Line]]) -> list[Panel]:

@@ -14,16 +14,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 
-from ontogeny.report.drawings import Drawing, Line, Panel
+from ontogeny.report.drawings import Axis, Drawing, Panel
 from ontogeny.report.measured import Measured
 from ontogeny.scores import Place
 
@@ -35,6 +37,7 @@ SETTINGS: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.titlelocation": "left",
     "axes.titlesize": 9.5,
+    "figure.facecolor": "white",
     "figure.labelsize": 9,
     "font.size": 9,
     "grid.color": "#e6e4df",
@@ -44,13 +47,12 @@ SETTINGS: dict[str, Any] = {
     "lines.linewidth": 1.4,
     "lines.markeredgewidth": 0,
     "lines.markersize": 3,
-    "savefig.facecolor": "white",
     "svg.fonttype": "path",  # looks the same whatever fonts the reader has
     "svg.hashsalt": "ontogeny",
     "xtick.color": "#555555",
     "ytick.color": "#555555",
 }
-WIDTH = 9.2  # inches
+WIDTH, DOTS = 9.2, 100  # inches, and dots an inch of a PNG
 DASHES = {"standard": "-", "deduped": (0, (5, 2))}
 VARIANT_DASHES = (0, (1, 1.3))
 MARKERS = "os^Dv"
@@ -60,9 +62,6 @@ LEVEL_STYLES: dict[str, Any] = {  # by what the level is
     "no difference": (0, (1, 2)),
 }
 LEVEL_COLOUR = "#777777"
-
-Axis = Literal["log", "linear"]
-AXES: tuple[Axis, ...] = ("log", "linear")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +86,15 @@ def looks(models: Sequence[Place], variants: Collection[str]) -> dict[str, Look]
     return found
 
 
-def draw(drawing: Drawing, measured: Measured, folder: Path, axis: Axis) -> None:
-    """Draw a figure and write it as SVG and PNG under its name, `-linear` with the linear axis.
+def draw(drawing: Drawing, measured: Measured, folder: Path) -> None:
+    """Draw a figure and write it as SVG and PNG, by the name of each of its axes.
 
     The reader's own matplotlib settings play no part.
     """
     appearance = looks(measured.models, measured.variants)
-    name = drawing.name if axis == "log" else f"{drawing.name}-{axis}"
     with appearing():
         figure, panels, spare = _grid(drawing)
-        lines = [line for panel in drawing.panels for line in panel.lines]
         for axes, panel in zip(panels, drawing.panels, strict=True):
-            _token_axis(axes, lines, axis, is_narrow=len(panels) > 1)
             _draw_panel(axes, panel, appearance, is_narrow=len(panels) > 1)
         figure.supylabel(drawing.label)
         figure.supxlabel("tokens seen")
@@ -107,7 +103,11 @@ def draw(drawing: Drawing, measured: Measured, folder: Path, axis: Axis) -> None
             figure.legend(handles=key, loc="outside right upper")
         else:
             spare.legend(handles=key, loc="upper left", ncols=1 + (len(key) > 9), columnspacing=1.2)
-        write(figure, folder / name)
+        seen = np.concatenate([line.tokens for panel in drawing.panels for line in panel.lines])
+        for axis, name in drawing.names.items():
+            for axes in panels:
+                _token_axis(axes, seen, axis, is_narrow=len(panels) > 1)
+            write(figure, folder / name)
 
 
 @contextmanager
@@ -120,11 +120,14 @@ def appearing() -> Iterator[None]:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Write a figure as `path`.svg and `path`.png, without the date."""
-    figure.draw_without_rendering()
+    """Write a figure as `path`.svg and `path`.png, without the date.
+
+    By the canvases themselves: `savefig` draws all of it once more for each file.
+    """
+    figure.set_dpi(DOTS)  # a canvas of SVG leaves it at its own
+    FigureCanvasAgg(figure).print_png(f"{path}.png", metadata={"Software": None})
     figure.set_layout_engine("none")  # it is laid out, and need not be for each file again
-    figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None})
-    figure.savefig(f"{path}.png", dpi=160, metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(f"{path}.svg", metadata={"Date": None, "Creator": None})
 
 
 def short_count(value: float) -> str:
@@ -149,11 +152,11 @@ def _grid(drawing: Drawing) -> tuple[Figure, list[Any], Any]:
     return figure, panels, spare[0] if spare else None
 
 
-def _token_axis(axes: Any, lines: Sequence[Line], axis: Axis, *, is_narrow: bool) -> None:
+def _token_axis(axes: Any, seen: np.ndarray, axis: Axis, *, is_narrow: bool) -> None:
     """A linear axis, or a log axis that is linear up to the first update, so that 0 has a place."""
-    seen = np.concatenate([line.tokens for line in lines])
     first, last = float(min(seen[seen > 0], default=1.0)), float(max(seen.max(), 1.0))
     if axis == "linear":
+        axes.set_xscale("linear")
         axes.set_xlim(-last * 0.02, last * 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(3 if is_narrow else 7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
@@ -168,6 +171,8 @@ def _token_axis(axes: Any, lines: Sequence[Line], axis: Axis, *, is_narrow: bool
         apart = apart[len(apart) % 2 :: 2]
     axes.xaxis.set_major_locator(FixedLocator([0.0] * begins_at_zero + [*apart, last]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
+    if is_narrow:
+        return
     minor = LogLocator(subs=range(1, 10)).tick_values(first, last)
     axes.xaxis.set_minor_locator(FixedLocator([at for at in minor if first <= at <= last]))
 

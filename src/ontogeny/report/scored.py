@@ -14,7 +14,7 @@ from ontogeny.report import tables
 from ontogeny.report.drawings import Drawing, loss_drawing, score_drawings
 from ontogeny.report.evidence import History
 from ontogeny.report.explorer import PAGE
-from ontogeny.report.figures import AXES, draw
+from ontogeny.report.figures import draw
 from ontogeny.report.flips import CAPTION, Maps, draw_maps, item_maps
 from ontogeny.report.measured import PACK, PAPER, Measured
 from ontogeny.report.page import Html, element, figure, link, paragraph, text
@@ -42,11 +42,10 @@ class Pictures:
         """Write them all into a new folder; how many they are."""
         folder.mkdir()
         for drawing in self.drawings:
-            for axis in AXES:
-                draw(drawing, measured, folder, axis)
+            draw(drawing, measured, folder)
         for maps in self.maps:
             draw_maps(maps, folder)
-        return len(AXES) * len(self.drawings) + len(self.maps)
+        return sum(len(drawing.axes) for drawing in self.drawings) + len(self.maps)
 
 
 def pictures(measured: Measured, store: ScoreStore, histories: Sequence[History]) -> Pictures:
@@ -95,8 +94,8 @@ def _guide() -> Html:
 
 
 def _shown(drawing: Drawing) -> list[Html]:
-    linear = figure(f"{drawing.name}-linear", drawing.caption, table=drawing.table)
-    return [
-        figure(drawing.name, drawing.caption, table=drawing.table),
-        element("details", element("summary", text("On a linear axis")), linear),
-    ]
+    first, *others = (
+        figure(name, drawing.caption, table=drawing.table) for name in drawing.names.values()
+    )
+    heading = element("summary", text("On a linear axis"))
+    return [first, *(element("details", heading, other) for other in others)]
