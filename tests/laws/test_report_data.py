@@ -191,8 +191,8 @@ def score(
         (Column("a", ".2f"), score(1, 0.5, 1.5), "1.00 [0.50, 1.50]"),
         (Column("a", ".2f"), score(1, math.nan, math.nan, n=1), "1.00 [one item]"),
         (Column("a", ".2f"), score(1, math.nan, math.nan), "1.00"),
-        (Column("a", ".1%"), score(0.5, 0.4, 0.6, chance=0.45), "50.0%\N{DAGGER} [40.0, 60.0]"),
-        (Column("a", ".1%"), score(0.5, 0.4, 0.6, chance=0.25), "50.0% [40.0, 60.0]"),
+        (Column("a", ".1%"), score(0.5, 0.4, 0.6, chance=0.45), "50.0%\N{DAGGER} [40.0%, 60.0%]"),
+        (Column("a", ".1%"), score(0.5, 0.4, 0.6, chance=0.25), "50.0% [40.0%, 60.0%]"),
         (Column("a", ","), None, "\N{EN DASH}"),
     ],
 )

@@ -84,7 +84,7 @@ def shown(column: Column, value: Any) -> str:
         return "–"  # noqa: RUF001
     if isinstance(value, Score):
         spec, mark = column.spec, "" if is_above(value) else MARK
-        bounds = f" [{value.low:{spec}}, {value.high:{spec}}]".replace("%", "")
+        bounds = f" [{value.low:{spec}}, {value.high:{spec}}]"
         if math.isnan(value.low):
             bounds = " [one item]" if value.n == 1 else ""
         return f"{value.value:{spec}}{mark}{bounds}"
