@@ -112,18 +112,12 @@ def test_every_member_has_its_line_with_levels(
     assert wsc.levels == {"chance": 0.5, "commonest answer": 66 / 104}
 
 
-def test_families_are_means_named_so_unless_there_is_the_whole(
-    store: ScoreStore, measured: Measured, drawn: dict[str, Drawing]
+def test_parts_of_a_benchmark_are_left_to_the_explorer(
+    measured: Measured, drawn: dict[str, Drawing]
 ) -> None:
-    titles = [panel.title for panel in drawn["others-0-shot"].panels]
-    assert titles == ["blimp", "mean of 2 tasks hendrycksTest*"]
-    line = lines(drawn["others-0-shot"], titles[1])["1m"]
-    parts = [value(store, "1m", 8, f"hendrycksTest-{part}") for part in ("law", "art")]
-    assert line.values[2] == pytest.approx(sum(parts) / 2)
-    assert line.high[2] - line.values[2] == pytest.approx(math.sqrt(0.1**2 + 0.1**2) / 2)
-    assert drawn["others-0-shot"].panels[1].levels == {"chance": pytest.approx(0.225)}
-    assert "Tasks that only the explorer and the file have: 2." in drawn["others-0-shot"].caption
-    assert measured.other_charts(0)[1] == 2
+    assert [panel.title for panel in drawn["others-0-shot"].panels] == ["blimp"]
+    assert "Tasks that only the explorer and the file have: 4." in drawn["others-0-shot"].caption
+    assert measured.other_charts(0)[1] == 4
 
 
 def test_tasks_that_few_were_asked_are_left_to_the_explorer(tmp_path: Path) -> None:

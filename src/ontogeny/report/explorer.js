@@ -3,23 +3,23 @@
 const scores = JSON.parse(document.getElementById("scores").textContent);
 const at = (id) => document.getElementById(id);
 const corpora = [...new Set(scores.members.map((member) => member.corpus))];
-const isShare = (metric) => /^(acc|pct_|exact_match)/.test(metric);
+const isShare = (metric) => scores.shares.some((beginning) => metric.startsWith(beginning));
 const count = (value) =>
   value >= 1e9 ? `${+(value / 1e9).toPrecision(3)}B`
   : value >= 1e6 ? `${+(value / 1e6).toPrecision(3)}M`
   : value >= 1e3 ? `${+(value / 1e3).toPrecision(3)}k` : `${value}`;
 
-function fill(id, names, preferred) {
+function fill(id, names) {
   const before = at(id).value;
   at(id).replaceChildren(...names.map((name) => new Option(name, name)));
-  at(id).value = names.includes(before) ? before : names.find((one) => preferred.includes(one)) ?? names[0];
+  at(id).value = names.includes(before) ? before : names[0];
 }
 
 function offer() {
-  fill("task", scores.tasks, []);
+  fill("task", scores.tasks);
   const ofTask = scores.curves[at("task").value];
-  fill("shots", Object.keys(ofTask), ["0"]);
-  fill("metric", Object.keys(ofTask[at("shots").value]), ["bits_per_byte", "acc", "pct_stereotype"]);
+  fill("shots", Object.keys(ofTask));
+  fill("metric", Object.keys(ofTask[at("shots").value])); // of which the main one is first
 }
 
 // The log axis has no 0, so the untrained model stands half a decade before the first update.
@@ -69,18 +69,20 @@ function traces(curves, place, share) {
 
 function levels(curves) {
   const shapes = [], annotations = [];
-  for (const [column, name, dash] of [[7, "chance", "dot"], [8, "commonest answer", "dashdot"]]) {
+  for (const [column, name, dash, yanchor] of [
+    [7, "chance", "dot", "bottom"], [8, "commonest answer", "dashdot", "top"]]) {
     const level = curves[0][column];
     if (level === null || curves.some((curve) => curve[column] !== level)) continue;
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: level, y1: level,
       line: { color: "#777777", width: 1.2, dash } });
     annotations.push({ xref: "paper", x: 0, y: level, text: name, showarrow: false,
-      xanchor: "left", yanchor: "bottom", font: { color: "#6b6862", size: 12 } });
+      xanchor: "left", yanchor, font: { color: "#6b6862", size: 12 } });
   }
   return { shapes, annotations };
 }
 
-function draw() {
+function draw(event) {
+  if (event?.target.id === "task") at("metric").replaceChildren();
   offer();
   const metric = at("metric").value, share = isShare(metric);
   const isWanted = (member) => (member.plain || at("others").checked) && at(`of-${member.corpus}`).checked;
@@ -103,7 +105,7 @@ function draw() {
   }, { displaylogo: false, responsive: true });
 }
 
-fill("axis", ["log", "linear"], []);
+fill("axis", ["log", "linear"]);
 at("intervals").checked = scores.members.length <= 8;
 if (scores.members.every((member) => member.plain)) at("others").parentElement.hidden = true;
 for (const corpus of corpora) {

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from ontogeny.report.drawings import MOST_LINES
 from ontogeny.report.figures import looks
-from ontogeny.report.measured import BITS_PER_BYTE, PACK, PAPER, Measured
+from ontogeny.report.measured import BITS_PER_BYTE, PACK, PAPER, SHARES, Measured, rank
 from ontogeny.report.page import Html, document, element, link, paragraph, text
 from ontogeny.results import Score
 
@@ -74,7 +74,7 @@ def _data(measured: Measured) -> dict[str, Any]:
     ]
     places = {model.member: at for at, model in enumerate(measured.models)}
     curves: dict[str, dict[str, dict[str, list[Any]]]] = {}
-    for measure in sorted(measured.curves):
+    for measure in sorted(measured.curves, key=lambda one: (one.task, one.shots, rank(one.metric))):
         of_task = curves.setdefault(measure.task, {}).setdefault(str(measure.shots), {})
         by_member = measured.curves[measure].items()
         of_task[measure.metric] = [[places[name], *_columns(rows)] for name, rows in by_member]
@@ -84,6 +84,7 @@ def _data(measured: Measured) -> dict[str, Any]:
         "members": members,
         "tasks": tasks + [task for task in curves if task not in tasks],
         "curves": curves,
+        "shares": SHARES,
     }
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ontogeny.errors import EvaluationError
@@ -32,9 +32,9 @@ PAPER = (
     *("lambada_openai", "piqa", "winogrande", "wsc", "wsc273", "arc_easy", "arc_challenge"),
     *("sciq", "logiqa"),
 )
-# Tasks of one benchmark whose parts are asked as tasks of their own, by how their names begin.
-FAMILIES = (
-    *("hendrycksTest", "mmlu", "crows_pairs_english_", "crows_pairs_french_", "blimp_"),
+# How the names of tasks begin that are parts of one benchmark, and have no figure of their own.
+PARTS = (
+    *("hendrycksTest", "mmlu_", "crows_pairs_english_", "crows_pairs_french_", "blimp_"),
     "arithmetic_",
 )
 MAIN = ("acc", "pct_stereotype", "exact_match", "bits_per_byte")  # of a task, the first it has
@@ -124,7 +124,7 @@ class Measured:
     def main_metric(self, task: str, shots: int) -> str:
         """The metric a task is first judged by."""
         found = {one.metric for one in self.curves if (one.task, one.shots) == (task, shots)}
-        return min(found, key=lambda metric: (_place(MAIN, metric), metric))
+        return min(found, key=rank)
 
     def charts(self, tasks: Iterable[str], shots: int = 0) -> list[Chart]:
         """The main curves of those of the tasks that were asked, in the order given."""
@@ -133,27 +133,15 @@ class Measured:
         return self.found(Measure(task, self.main_metric(task, shots), shots) for task in asked_of)
 
     def other_charts(self, shots: int) -> tuple[list[Chart], int]:
-        """The charts of other tasks that most members were asked, and how many tasks are left.
-
-        Of a family there is the whole, or else the mean of its parts.
-        """
+        """The charts of other whole tasks most members were asked, and how many tasks are left."""
         left = [task for task in self.whole_tasks(shots) if task not in (*PACK, *PAPER)]
-        charts, num_tasks = list[Chart](), len(left)
-        for family in FAMILIES:
-            parts = [task for task in left if task.startswith(family)]
-            if len(parts) > 1:
-                whole = family.rstrip("_")
-                if whole not in left:
-                    charts.append(_mean(self.charts(parts, shots), f"{whole}*"))
-                    num_tasks -= len(parts) - 1
-                left = [task for task in left if task not in parts or task == whole]
         plain = self.plain.values() or [model.member for model in self.models]
         charts = [
             chart
-            for chart in (*self.charts(left, shots), *charts)
+            for chart in self.charts([task for task in left if not task.startswith(PARTS)], shots)
             if 2 * sum(name in chart.curves for name in plain) > len(plain)
         ][:MOST_CHARTS]
-        return charts, num_tasks - len(charts)
+        return charts, len(left) - len(charts)
 
 
 def read_measured(store: ScoreStore, members: Collection[str] | None = None) -> Measured:
@@ -191,35 +179,9 @@ def seeds(models: Iterable[Place]) -> list[list[Place]]:
     return [alike for alike in found.values() if len(alike) > 1]
 
 
-def _mean(charts: Sequence[Chart], name: str) -> Chart:
-    """The unweighted mean of several tasks, wherever a member was asked all of them."""
-    curves = {}
-    for member in charts[0].curves:
-        rows = [{row.step: row for row in chart.curves.get(member, [])} for chart in charts]
-        steps = sorted(set.intersection(*(set(of_task) for of_task in rows)))
-        curves[member] = [
-            _mean_row([of_task[step] for of_task in rows], f"mean of {len(charts)} {name}")
-            for step in steps
-        ]
-    return Chart(f"mean of {len(charts)} tasks {name}", charts[0].metric, curves)
-
-
-def _mean_row(rows: Sequence[Score], task: str) -> Score:
-    """The mean of the scores of different tasks, whose items are drawn independently."""
-    chances = [row.chance for row in rows if row.chance is not None]
-    value = math.fsum(row.value for row in rows) / len(rows)
-    reach = math.hypot(*((row.high - row.low) / 2 for row in rows)) / len(rows)
-    return replace(
-        rows[0],
-        task=task,
-        value=value,
-        low=value - reach,
-        high=value + reach,
-        n=sum(row.n for row in rows),
-        chance=math.fsum(chances) / len(rows) if len(chances) == len(rows) else None,
-        majority=None,
-        differs="; ".join(sorted({row.differs for row in rows} - {""})),
-    )
+def rank(metric: str) -> tuple[int, str]:
+    """Where a metric stands among those of a task, of which the main one is first."""
+    return MAIN.index(metric) if metric in MAIN else len(MAIN), metric
 
 
 def _require_true(row: Score, place: Place, path: object) -> None:
@@ -240,7 +202,3 @@ def _order(model: Place) -> tuple[int, str, str, str]:
     """Small before large, standard before deduplicated, plain members before others."""
     corpus = "" if model.corpus == "standard" else model.corpus
     return model.num_parameters, model.size, corpus, model.member
-
-
-def _place(names: Sequence[str], name: str) -> int:
-    return names.index(name) if name in names else len(names)
