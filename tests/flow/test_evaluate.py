@@ -223,7 +223,7 @@ def test_the_next_checkpoint_is_read_while_one_is_asked(home: Path) -> None:
 
     expected = asked(second, None)
     asked(first, second)
-    wait(sweep._reader()._begun.values())
+    wait([sweep._opening(second, "cpu")])
     shutil.rmtree(second.path)
     assert asked(second, first) == expected  # it was there already
     with pytest.raises(CheckpointError, match="no checkpoint of step 8"):

@@ -116,9 +116,11 @@ def ask(asked: Asked) -> Answers:
     """Ask a checkpoint all its tasks; one that gives no numbers does not keep the others."""
     checkpoint = asked.checkpoint
     with _threads(asked.threads):
-        scorer = _reader().take(checkpoint, asked.device)
+        opening = _opening(checkpoint, asked.device)
+        _opening.cache_clear()  # so that it is let go when it is done with, or was at fault
+        scorer = opening.result()
         if asked.then is not None:
-            _reader().begin(asked.then, asked.device)
+            _opening(asked.then, asked.device)
         answers = Answers([], [], [], _bits(asked.device))
         for ref, cell in asked.cells.items():
             task = load_task(ref)
@@ -177,27 +179,15 @@ def _work_place(store: ScoreStore, asked: Asked) -> Path:
     return keyed(folder, KIND, **_identity(asked))
 
 
-class _Reader:
-    """Reads the checkpoint that is likely next in a thread, one at most."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._begun: dict[tuple[Checkpoint, str], Future[Scorer]] = {}
-
-    def begin(self, checkpoint: Checkpoint, device: str) -> None:
-        future = self._thread.submit(open_scorer, checkpoint, device)
-        self._begun = {(checkpoint, device): future}
-
-    def take(self, checkpoint: Checkpoint, device: str) -> Scorer:
-        future = self._begun.pop((checkpoint, device), None)
-        self._begun.clear()
-        return open_scorer(checkpoint, device) if future is None else future.result()
+@functools.lru_cache(maxsize=1)
+def _opening(checkpoint: Checkpoint, device: str) -> Future[Scorer]:
+    """A checkpoint as it is read by a thread; of the one that is likely next it is kept."""
+    return _thread().submit(open_scorer, checkpoint, device)
 
 
 @functools.cache
-def _reader() -> _Reader:
-    """The one of this process."""
-    return _Reader()
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
 
 
 @contextlib.contextmanager
