@@ -141,8 +141,10 @@ class Growth:
         jobs = {job.member: job for job in self._jobs() if not self._stage_of_run(job)}
         for job in jobs.values():
             require_layout(Layout(self.num_ranks), job.settings)
+        vocabulary = self.found["vocabulary"].path
+        tokenizer_files = {name: vocabulary / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
         for job in jobs.values():
-            self._begin(job)
+            create_run(job.run, job.settings, job.run_inputs, tokenizer_files=tokenizer_files)
         run_jobs(
             list(jobs.values()),
             self.num_lanes,
@@ -239,9 +241,6 @@ class Growth:
             settings=settings,
             run=keyed(place, "run", settings.resolved(), inputs),
             run_inputs=inputs,
-            store=found[f"stores/{member.corpus}"].path,
-            order=found[f"orders/{member.corpus}"].path,
-            vocabulary=found["vocabulary"].path,
             tasks=tuple(resolve(pack_tasks(pack), [0], pack=pack)),
             scores=ScoreStore(self.home / FOLDER),
             other_bits=self.other_bits,
@@ -274,10 +273,6 @@ class Growth:
             return False
         self._finish(job)
         return True
-
-    def _begin(self, job: Job) -> None:
-        files = {name: job.vocabulary / name for name in (TOKENIZER, TOKENIZER_CONFIG)}
-        create_run(job.run, job.settings, job.run_inputs, tokenizer_files=files)
 
     def _finish(self, job: Job, outcome: Outcome | None = None) -> None:
         seconds = (outcome.train_seconds, outcome.score_seconds) if outcome else (None, None)

@@ -25,14 +25,12 @@ from ontogeny.errors import EvaluationError, OntogenyError, Stopped, TrainingErr
 from ontogeny.evaluation.catalog import TaskRef
 from ontogeny.evaluation.sweep import Answers, Asked, fill
 from ontogeny.evaluation.weights import own_checkpoint
-from ontogeny.order.batches import Batches
-from ontogeny.order.plan import open_order
+from ontogeny.questions.materials import open_materials
 from ontogeny.results import UpdateMetrics, parse_metrics
 from ontogeny.scores import ScoreStore
 from ontogeny.stages.evaluate import unasked
 from ontogeny.steps import METRICS
 from ontogeny.suite import Member, RunSettings
-from ontogeny.tokens.store import open_store
 from ontogeny.training.launch import launch
 from ontogeny.training.loop import train
 from ontogeny.training.run import open_run
@@ -51,9 +49,6 @@ class Job:
     settings: RunSettings
     run: Path
     run_inputs: Mapping[str, Input]
-    store: Path
-    order: Path
-    vocabulary: Path
     tasks: tuple[TaskRef, ...]
     scores: ScoreStore
     other_bits: bool
@@ -164,10 +159,8 @@ def _train_and_score(job: Job, sender: Connection) -> Outcome:
 
 def _train(job: Job, report: _Reporter) -> None:
     if job.num_ranks == 1:
-        batches = Batches(
-            open_order(job.order, open_store(job.store)), job.settings.training.rows_per_update
-        )
-        train(open_run(job.run), batches, [report], other_bits=job.other_bits)
+        materials = open_materials(job.run)
+        train(materials.run, materials.batches, [report], other_bits=job.other_bits)
         return
     words = ["train", str(job.run), "--ranks", str(job.num_ranks), "--quiet"]
     with _following(job.run / METRICS, report):
