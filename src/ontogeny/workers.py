@@ -209,17 +209,22 @@ class _Worker:
 def _serve(link: Connection) -> None:
     """What a worker does until there are no more tasks, or no more parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to pass on
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent(signal.SIGKILL)
     with suppress(EOFError):
         while True:
             link.send(_outcome(link.recv()))
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent(how: signal.Signals) -> None:
+    """Have this process sent a signal as soon as the one that started it is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), how)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_cluster(

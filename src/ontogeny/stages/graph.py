@@ -230,7 +230,7 @@ class Growth:
         ]
 
     def _job(self, member: Member, settings: RunSettings) -> Job:
-        found, place = self.found, self._place(f"runs/{member.name}")
+        found, place = self.found, self.home / f"runs/{member.name}"
         inputs = {
             "order": found[f"orders/{member.corpus}"],
             "vocabulary": found["vocabulary"],
@@ -275,15 +275,11 @@ class Growth:
         return True
 
     def _finish(self, job: Job, outcome: Outcome | None = None) -> None:
-        seconds = (outcome.train_seconds, outcome.score_seconds) if outcome else (None, None)
-        self._done(f"runs/{job.member}", open_artifact(job.run, "run"), seconds[0])
-        self._note_scores(job.member, seconds[1])
-
-    def _note_scores(self, member: str, seconds: float | None) -> None:
-        store = ScoreStore(self.home / FOLDER)
-        self._note(
-            f"{FOLDER}/{member}", KIND, store.of_member(member), store.digest(member), seconds
-        )
+        member, store = job.member, job.scores
+        train, score = (outcome.train_seconds, outcome.score_seconds) if outcome else (None, None)
+        self._done(f"runs/{member}", open_artifact(job.run, "run"), train)
+        digest = store.digest(member)
+        self._note(f"{FOLDER}/{member}", KIND, store.of_member(member), digest, score)
 
     def _stage(
         self,
@@ -293,7 +289,7 @@ class Growth:
         inputs: Mapping[str, Input],
         make: Callable[[Path], Artifact],
     ) -> Artifact:
-        folder = keyed(self._place(name), kind, config, inputs)
+        folder = keyed(self.home / name, kind, config, inputs)
         if folder.exists():
             return self._done(name, open_artifact(folder, kind), None)
         if self.only_look:
@@ -317,7 +313,7 @@ class Growth:
         if self.only_look:
             return
         self.seconds[path] = spent
-        _link(self._place(name), folder)
+        _link(self.home / name, folder)
         write_record(self.home, self._record())
         self.watch.ended(name, spent, seconds is None)
 
@@ -329,9 +325,6 @@ class Growth:
         names = (*prepared, *grown, "report")
         stages = tuple(self.stages[name] for name in names if name in self.stages)
         return Record(suite=self.suite, stages=stages)
-
-    def _place(self, name: str) -> Path:
-        return self.home / name
 
     def _corpora(self) -> list[str]:
         return list(dict.fromkeys(member.corpus for member in self.suite.table()))

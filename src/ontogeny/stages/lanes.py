@@ -7,7 +7,6 @@ asked to, and also when the parent is gone. Not here: what a member is made from
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -34,7 +33,7 @@ from ontogeny.suite import Member, RunSettings
 from ontogeny.training.launch import launch
 from ontogeny.training.loop import train
 from ontogeny.training.run import open_run
-from ontogeny.workers import Workers
+from ontogeny.workers import Workers, leave_with_parent
 
 REPORT_SECONDS = 0.2  # between two reports of one process
 POLL_SECONDS = 0.1
@@ -121,7 +120,11 @@ def run_jobs(
                     raise message.failure
                 finished(message)
     finally:
-        _ask_to_leave([process for process, _ in running.values()])
+        left = [process for process, _ in running.values()]
+        for one in left:  # all are asked to leave before any is waited for
+            one.terminate()
+        for one in left:
+            one.join()
 
 
 @contextmanager
@@ -139,7 +142,7 @@ def interrupts_ignored() -> Iterator[None]:
 
 def work(job: Job, sender: Connection) -> None:
     """What a lane's process does."""
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leave_with_parent(signal.SIGTERM)
     try:
         sender.send(_train_and_score(job, sender))
     except (OntogenyError, OSError) as failure:
@@ -260,17 +263,3 @@ def _how(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"signal {-exit_code} ({signal.Signals(-exit_code).name})"
     return f"exit code {exit_code}"
-
-
-def _ask_to_leave(processes: Sequence[BaseProcess]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
