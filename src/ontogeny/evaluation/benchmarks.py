@@ -42,7 +42,7 @@ def expand(name: str, embedded: Collection[str]) -> dict[str, bool]:
     Raises EvaluationError for a name that nobody knows, giving the nearest, also of `embedded`.
     """
     groups = open_pack().groups
-    index = {} if name in groups else _index(name)
+    index = {} if name in groups else _manager(name).task_index
     if name not in groups and name not in index:
         near = difflib.get_close_matches(name, [*embedded, *groups, *index], n=3)
         raise EvaluationError(
@@ -51,7 +51,10 @@ def expand(name: str, embedded: Collection[str]) -> dict[str, bool]:
             expected="a name of the embedded tasks or of lm-eval",
             fix=" or ".join(near) or f"one of {', '.join([*embedded, *groups])}",
         )
-    members = groups.get(name) or _members(index[name])
+    members: Any = groups.get(name)
+    if members is None:  # a tag knows its tasks, a group those it names, a task its own name
+        entry = index[name]
+        members = sorted(entry.tags) if entry.kind.name == "TAG" else entry.cfg["task"]
     if isinstance(members, str):
         config = index[name].cfg
         fixed = config.get("num_fewshot") == 0 or config.get("output_type") == ROLLING
@@ -78,7 +81,7 @@ def load_harness_task(name: str, shots: int, data: Sequence[str], limit: int | N
             expected="one or the other",
             found=" ".join(data),
         )
-    config = _index(name)[name].cfg
+    config = _manager(name).task_index[name].cfg
     evaluated = config.get("test_split") or config.get("validation_split")
     if not evaluated:
         raise EvaluationError("the task names no split to evaluate", where=name)
@@ -217,16 +220,6 @@ def _majority(choices: Mapping[int, tuple[int, int]]) -> float | None:
     """What the commonest place of the right option gives; None where it is one by construction."""
     golds = Counter(gold for gold, _ in choices.values())
     return max(golds.values()) / golds.total() if len(golds) > 1 else None
-
-
-def _members(entry: Any) -> Any:
-    """The name of a task, or those a group or a tag has."""
-    return sorted(entry.tags) if entry.kind.name == "TAG" else entry.cfg["task"]
-
-
-def _index(name: str) -> Mapping[str, Any]:
-    index: Mapping[str, Any] = _manager(name).task_index
-    return index
 
 
 def _manager(name: str) -> Any:
