@@ -19,14 +19,7 @@ from ontogeny.errors import DataError
 from ontogeny.evaluation.catalog import resolve
 from ontogeny.evaluation.pack import build_pack, pack_config
 from ontogeny.order.plan import build_order, order_config
-from ontogeny.record import (
-    RECORD,
-    Record,
-    StageRecord,
-    change_record,
-    read_record,
-    write_record,
-)
+from ontogeny.record import RECORD, Record, StageRecord, change_record, read_record, write_record
 from ontogeny.report.site import build_report, report_config, report_inputs, report_origin
 from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
 from ontogeny.stages.evaluate import TASKS_STAGE, pack_tasks
