@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ontogeny.evaluation.sweep import Answers
     from ontogeny.results import Score
     from ontogeny.stages.evaluate import Swept, Wish
-    from ontogeny.workers import Workers
 
 STOPPED = "stopped; the same command goes on with what is missing"
 UNASKED = 1  # how `evaluate` leaves where a task gave no numbers
@@ -71,6 +70,8 @@ def evaluate(
             return
         raise ConfigError("evaluate whom?", fix="ontogeny evaluate SUITE, RUN or CHECKPOINT")
     from ontogeny.stages.evaluate import Wish
+    from ontogeny.stages.plan import lanes
+    from ontogeny.workers import Workers
 
     wish = Wish(
         tasks=tuple(filter(None, (name.strip() for name in tasks.split(",")))),
@@ -81,7 +82,7 @@ def evaluate(
         limit=limit,
         threads=threads,
         out=None if store is None else store.absolute(),
-        workers=_workers(workers, ray, threads),
+        workers=Workers(lanes(threads) if workers is None else workers, ray),
     )
     try:
         swept = _swept(paths, wish, follow)
@@ -126,14 +127,6 @@ def _numbers(words: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", words):
         raise ConfigError("not numbers", where="--shots", expected="0 or 0,5", found=words)
     return tuple(dict.fromkeys(map(int, words.split(","))))
-
-
-def _workers(number: int | None, cluster: str | None, threads: int) -> Workers:
-    """Who asks: as many processes as the cores allow; a single one on a GPU, unless told."""
-    from ontogeny.stages.plan import lanes
-    from ontogeny.workers import Workers
-
-    return Workers(lanes(threads) if number is None else number, cluster)
 
 
 def _tell(swept: list[Swept]) -> None:
