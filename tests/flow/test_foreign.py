@@ -141,6 +141,14 @@ def test_any_other_model_by_the_definition(transformers: Any, gpt2: Path) -> Non
         assert one.is_greedy == bool((logits.argmax(dim=1) == target).all())
 
 
+def test_loading_shows_no_bars(
+    transformers: Any, gpt2: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    transformers.logging.enable_progress_bar()
+    open_foreign(gpt2)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_neox_that_ours_does_not_compute(transformers: Any, neox: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(neox, tmp_path / "serial"))
     config = json.loads((folder / "config.json").read_text()) | {"use_parallel_residual": False}

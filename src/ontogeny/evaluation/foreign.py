@@ -166,10 +166,12 @@ def _load(path: Path) -> Any:
         raise EvaluationError("no such file", where=path)
     try:
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
     except ImportError as error:
         raise EvaluationError(
             "reading this model needs transformers", where=path, fix='pip install "ontogeny[eval]"'
         ) from error
+    logging.disable_progress_bar()  # bars of its own would run through that of the sweep
     source = {"gguf_file": path.name} if is_packed else {}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
