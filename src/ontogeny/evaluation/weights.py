@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ontogeny.artifact import MANIFEST, Artifact, Input, file_fault, open_artifact, read_manifest
+from ontogeny.artifact import MANIFEST, Artifact, Input, faults, open_artifact, read_manifest
 from ontogeny.checkpoints.store import load_checkpoint, open_checkpoint
 from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
@@ -59,8 +59,8 @@ def own_checkpoint(
     tokenizer is not.
     """
     settings, opened = build(RunSettings, dict(run.config), run.path), _opened(run, step)
-    for name in opened.files if rehash else ():
-        _require_whole(opened, name)
+    if rehash:
+        _require_whole(opened)
     place = Place(
         member=settings.member,
         step=step,
@@ -132,8 +132,7 @@ def foreign_digest(path: Path) -> str:
     if path.suffix == GGUF and path.is_file():
         return digest_file(path)
     if (path / MANIFEST).is_file():
-        for name in (artifact := read_manifest(path)).files:
-            _require_whole(artifact, name)
+        _require_whole(read_manifest(path))
     files = [path / hf.CONFIG, *hf.weight_files(path)]
     for file in files:
         if not file.is_file():
@@ -159,9 +158,8 @@ def _recorded(opened: Artifact) -> str:
     return digest_json({name: entry["sha256"] for name, entry in opened.files.items()})
 
 
-def _require_whole(artifact: Artifact, name: str) -> None:
-    fault = file_fault(artifact, name)
-    if fault is not None:
+def _require_whole(artifact: Artifact) -> None:
+    for fault in faults(artifact):
         raise CheckpointError(fault.problem, where=fault.place, fix=fault.fix)
 
 
