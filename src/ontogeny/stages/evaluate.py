@@ -309,7 +309,9 @@ def _checkpoints(subject: Subject, wish: Wish) -> list[Checkpoint]:
 
 def _tasks(group: Sequence[Subject], wish: Wish) -> list[TaskRef]:
     """The tasks meant, or else all of the pack of the suite that somebody is of."""
-    packs = {pack for one in group if one.home is not None if (pack := _pack(one.home)) is not None}
+    homes = {one.home for one in group if one.home is not None}
+    stages = [(home, stage) for home in homes for stage in read_record(home).stages]
+    packs = [home / stage.path for home, stage in stages if stage.name == TASKS_STAGE]
     if len(packs) > 1:
         raise ConfigError("members of several suites", fix="ask one suite at a time")
     pack = next(iter(packs), None)
@@ -321,11 +323,6 @@ def _tasks(group: Sequence[Subject], wish: Wish) -> list[TaskRef]:
             fix="--tasks NAME,NAME; ontogeny evaluate --list names them",
         )
     return resolve(names, wish.shots, pack=pack, data=wish.data, limit=wish.limit)
-
-
-def _pack(home: Path) -> Path | None:
-    stages = read_record(home).stages
-    return next((home / stage.path for stage in stages if stage.name == TASKS_STAGE), None)
 
 
 def pack_tasks(pack: Path) -> tuple[str, ...]:
