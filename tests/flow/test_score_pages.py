@@ -183,10 +183,10 @@ def test_maps_hold_the_items_of_the_store(store: ScoreStore, measured: Measured)
     assert (maps.name, maps.members) == ("items-0-shot", ["1m", "2m"])
     assert [task for task, _ in maps.rows] == ["agreement", "sciq"]
     flips = read_flips(store, "1m", ["agreement"])["agreement", 0]
-    assert flips.tokens == [step * 512 for step in STEPS]
+    assert flips.columns.tolist() == [step * 512 for step in STEPS]
     for at, step in enumerate(STEPS):
         right = [one.metrics["acc"] for one in store.items("1m", step) if one.task == "agreement"]
-        assert flips.right[:, at].sum() == sum(right)
+        assert flips.to_numpy()[:, at].sum() == sum(right)
 
 
 def test_items_not_asked_everywhere_and_tasks_without_right_answers(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_items_not_asked_everywhere_and_tasks_without_right_answers(tmp_path: Pa
     store.add(store.place("1m", 64), cells, [], no_answers, {})
     found = read_flips(store, "1m", ["sciq", "wsc"])
     assert found.keys() == {("sciq", 0)}
-    assert found["sciq", 0].right.shape == (NUM_ITEMS - 1, len(STEPS))
+    assert found["sciq", 0].shape == (NUM_ITEMS - 1, len(STEPS))
 
 
 def test_explorer_holds_every_score_and_nothing_that_ends_a_script(

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
@@ -92,7 +92,7 @@ def draw(drawing: Drawing, measured: Measured, folder: Path) -> None:
     The reader's own matplotlib settings play no part.
     """
     appearance = looks(measured.models, measured.variants)
-    with appearing():
+    with style.context(SETTINGS, after_reset=True):
         figure, panels, spare = _grid(drawing)
         for axes, panel in zip(panels, drawing.panels, strict=True):
             _draw_panel(axes, panel, appearance, is_narrow=len(panels) > 1)
@@ -108,15 +108,6 @@ def draw(drawing: Drawing, measured: Measured, folder: Path) -> None:
             for axes in panels:
                 _token_axis(axes, seen, axis, is_narrow=len(panels) > 1)
             write(figure, folder / name)
-
-
-@contextmanager
-def appearing() -> Iterator[None]:
-    """The settings that every figure is drawn with."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(SETTINGS)
-        yield
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -189,8 +180,8 @@ def _draw_panel(
         axes.fill_between(line.tokens, line.low, line.high, color=look["color"], alpha=alpha, lw=0)
         axes.plot(line.tokens, line.values, **look)
     for name, level in panel.levels.items():
-        style = LEVEL_STYLES[name]
-        axes.axhline(level, color=LEVEL_COLOUR, linestyle=style, linewidth=1.1, zorder=1.5)
+        dashes = LEVEL_STYLES[name]
+        axes.axhline(level, color=LEVEL_COLOUR, linestyle=dashes, linewidth=1.1, zorder=1.5)
     axes.set_title(textwrap.fill(panel.title, 28 if is_narrow else 99))
     if panel.is_share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
@@ -201,22 +192,24 @@ def _key(measured: Measured, appearance: Mapping[str, Look], drawing: Drawing) -
     drawn = {line.member for panel in drawing.panels for line in panel.lines}
     models = [model for model in measured.models if model.member in drawn]
     variants = measured.variants & drawn
-    handles = [
-        Line2D([], [], color=appearance[model.member].color, label=model.size)
-        for model in {model.size: model for model in reversed(models)}.values()
-    ][::-1]
-    corpora = {model.corpus for model in models if model.member not in variants}
-    for corpus, style in DASHES.items():
-        if corpora == DASHES.keys():
-            handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle=style, label=corpus))
-    for model in models:
-        if model.member in variants:
-            look = asdict(appearance[model.member])
-            handles.append(Line2D([], [], **look, label=model.member))
+    colours = {model.size: appearance[model.member].color for model in models}
+    handles = [Line2D([], [], color=colour, label=size) for size, colour in colours.items()]
+    if DASHES.keys() == {model.corpus for model in models if model.member not in variants}:
+        handles += [
+            Line2D([], [], color=LEVEL_COLOUR, linestyle=dashes, label=corpus)
+            for corpus, dashes in DASHES.items()
+        ]
+    handles += [
+        Line2D([], [], **asdict(appearance[model.member]), label=model.member)
+        for model in models
+        if model.member in variants
+    ]
     levels = {name for panel in drawing.panels for name in panel.levels}
-    for name, style in LEVEL_STYLES.items():
-        if name in levels:
-            handles.append(Line2D([], [], color=LEVEL_COLOUR, linestyle=style, lw=1.1, label=name))
+    handles += [
+        Line2D([], [], color=LEVEL_COLOUR, linestyle=dashes, lw=1.1, label=name)
+        for name, dashes in LEVEL_STYLES.items()
+        if name in levels
+    ]
     return handles
 
 
