@@ -215,30 +215,26 @@ def _line(member: str, rows: Sequence[Score]) -> Line:
 
 
 def _difference(chart: Chart, standard: str, deduped: str) -> Line:
-    """The deduplicated twin less the standard one wherever both were asked."""
-    of_standard = {row.tokens: row for row in chart.curves.get(standard, [])}
-    of_deduped = {row.tokens: row for row in chart.curves.get(deduped, [])}
-    tokens = sorted(of_standard.keys() & of_deduped.keys())
-    both = [(of_standard[at], of_deduped[at]) for at in tokens]
-    values = np.array([b.value - a.value for a, b in both])
-    reach = np.array([math.hypot(a.high - a.low, b.high - b.low) / 2 for a, b in both])
-    return Line(standard, np.array(tokens, float), values, values - reach, values + reach)
+    """The deduplicated twin less the standard one."""
+    tokens, pairs = _together(chart, [standard, deduped])
+    values = np.array([b.value - a.value for a, b in pairs])
+    reach = np.array([math.hypot(a.high - a.low, b.high - b.low) / 2 for a, b in pairs])
+    return Line(standard, tokens, values, values - reach, values + reach)
 
 
 def _spread(chart: Chart, group: Sequence[Place]) -> Line:
-    """Mean, lowest and highest of the seeds wherever all of them were asked."""
-    found = [
-        {row.tokens: row.value for row in chart.curves.get(model.member, [])} for model in group
-    ]
-    tokens = sorted(set.intersection(*(set(one) for one in found)))
-    values = np.array([[one[at] for at in tokens] for one in found]).reshape(len(group), -1)
-    return Line(
-        group[0].member,
-        np.array(tokens, float),
-        values.mean(axis=0),
-        values.min(axis=0),
-        values.max(axis=0),
-    )
+    """Mean, lowest and highest of the seeds."""
+    tokens, found = _together(chart, [model.member for model in group])
+    values = np.array([[row.value for row in rows] for rows in found]).reshape(-1, len(group))
+    ends = values.min(axis=1), values.max(axis=1)
+    return Line(group[0].member, tokens, values.mean(axis=1), *ends)
+
+
+def _together(chart: Chart, members: Sequence[str]) -> tuple[np.ndarray, list[list[Score]]]:
+    """The tokens after which all of the members were asked, and what each of them scored there."""
+    found = [{row.tokens: row for row in chart.curves.get(member, [])} for member in members]
+    tokens = sorted(set.intersection(*map(set, found)))
+    return np.array(tokens, float), [[one[at] for one in found] for at in tokens]
 
 
 def _loss(history: History) -> Line:
