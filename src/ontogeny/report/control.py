@@ -39,11 +39,11 @@ def compare(histories: Sequence[History]) -> list[Comparison]:
     parts = (0, 1, 2, 4) if num_units else ()
     found = []
     for tokens in sorted({unit * max(1, num_units * part // 4) for part in parts}):
-        digests = {
-            history.member.name: history.updates[tokens // history.run.tokens_per_update - 1]
-            for history in histories
-        }
-        found.append(Comparison(tokens, {name: row.rows_digest for name, row in digests.items()}))
+        digests = {}
+        for history in histories:
+            update = history.updates[tokens // history.run.tokens_per_update - 1]
+            digests[history.member.name] = update.rows_digest
+        found.append(Comparison(tokens, digests))
     return found
 
 

@@ -21,6 +21,12 @@ from ontogeny.report.page import Html, element, figure, link, paragraph, text
 from ontogeny.report.tables import Table
 from ontogeny.scores import ScoreStore
 
+GUIDE = (
+    "The horizontal axis counts the tokens a member has seen, on a log scale that is linear "
+    "up to the first update, so that the untrained model, step 0, has a place. One colour is "
+    "one size, the darker the larger. Solid lines are the standard corpus, dashed lines the "
+    "deduplicated one, dotted lines members that differ in anything else."
+)
 Show = Callable[[Table], Html]
 
 
@@ -33,7 +39,10 @@ class Pictures:
 
     def told(self) -> list[Html]:
         """The section that shows them."""
-        told = [_guide(), element("p", link(PAGE, "Explore all scores"), text(" (by JavaScript)."))]
+        told = [
+            paragraph(GUIDE),
+            element("p", link(PAGE, "Explore all scores"), text(" (by JavaScript).")),
+        ]
         for drawing in self.drawings:
             told += _shown(drawing)
         return told + [figure(maps.name, CAPTION, table="scores") for maps in self.maps]
@@ -82,15 +91,6 @@ def final_scores(measured: Measured, show: Show) -> list[Html]:
     heading = element("summary", text("What was asked"))
     asked = element("details", heading, show(tables.asked(measured)))
     return [*told, marks, asked] if told else [asked]
-
-
-def _guide() -> Html:
-    return paragraph(
-        "The horizontal axis counts the tokens a member has seen, on a log scale that is linear",
-        "up to the first update, so that the untrained model, step 0, has a place. One colour is",
-        "one size, the darker the larger. Solid lines are the standard corpus, dashed lines the",
-        "deduplicated one, dotted lines members that differ in anything else.",
-    )
 
 
 def _shown(drawing: Drawing) -> list[Html]:

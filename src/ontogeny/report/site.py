@@ -59,7 +59,6 @@ def build_report(home: Path, folder: Path) -> Artifact:
     measured = evidence.measured if evidence else read_measured(store)
     name = evidence.record.suite.name if evidence else home.resolve().name
     title = f"Suite {name}" if evidence else f"Scores of {name}"
-    config, inputs = report_origin(home)
     shown = pictures(measured, store, evidence.histories if evidence else [])
     written: list[Table] = [tables.scores(measured)]
 
