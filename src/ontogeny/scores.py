@@ -115,9 +115,11 @@ class ScoreStore:
             return []
         return [Cell(**values) for values in read_manifest(path).config["cells"]]
 
-    def scores(self, member: str | None = None) -> list[Score]:
-        """Every score row, by member and step, or those of one member."""
-        places = (place for place in self.places() if member in (None, place[0]))
+    def scores(self, member: str | None = None, step: int | None = None) -> list[Score]:
+        """Every score row, by member and step, or those of one member, or of one step."""
+        places = (
+            one for one in self.places() if member in (None, one[0]) and step in (None, one[1])
+        )
         return [row for place in places for row in read_scores(self.path(*place) / SCORES)]
 
     def items(self, member: str, step: int) -> list[Item]:

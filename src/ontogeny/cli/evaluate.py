@@ -152,14 +152,14 @@ def _tell(swept: list[Swept]) -> None:
 
 def _last_rows(swept: Swept) -> list[Score]:
     """A score of every task asked, at each member's last step."""
-    last = {one.place.member: one.place.step for one in swept.checkpoints}
+    last: dict[str, int] = {}
     for one in swept.checkpoints:
-        last[one.place.member] = max(last[one.place.member], one.place.step)
+        last[one.place.member] = max(last.get(one.place.member, 0), one.place.step)
     asked = {(ref.name, ref.shots) for ref in swept.tasks}
     rows: dict[tuple[str, str, int], Score] = {}
-    for member in last:
-        for row in swept.store.scores(member):
-            if row.step == last[member] and (row.task, row.shots) in asked:
+    for member, step in last.items():
+        for row in swept.store.scores(member, step):
+            if (row.task, row.shots) in asked:
                 known = rows.setdefault((member, row.task, row.shots), row)
                 if _rank(row.metric) < _rank(known.metric):
                     rows[member, row.task, row.shots] = row
