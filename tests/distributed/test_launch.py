@@ -182,7 +182,9 @@ def test_a_suite_grows_by_ranks_to_the_same_artifacts(tmp_path: Path) -> None:
         text = f"The river {number} keeps the old stone. A small door finds it. " * 40
         (tmp_path / "text" / f"{number}.txt").write_text(text)
     file, found = tmp_path / "suite.toml", {}
-    file.write_text(f"{SUITE.replace('14m', 'one')}[evaluation]\nlast_word_items = 0\n{TINY}")
+    kinds = ("last_word", "next_sentence", "agreement")  # of which the text has none
+    unasked = "".join(f"{kind}_items = 0\n" for kind in kinds)
+    file.write_text(f"{SUITE.replace('14m', 'one')}[evaluation]\n{unasked}{TINY}")
     words: list[object] = ["--set", "training.micro_batch_rows=4"]
     for ranks in (1, 2):
         home = tmp_path / str(ranks)
