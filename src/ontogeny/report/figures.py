@@ -23,7 +23,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from ontogeny.report.drawings import Axis, Drawing, Panel
 from ontogeny.report.measured import Measured
@@ -152,7 +152,8 @@ def _token_axis(axes: Any, seen: np.ndarray, axis: Axis, *, is_narrow: bool) -> 
         axes.xaxis.set_major_locator(MaxNLocator(3 if is_narrow else 7))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
         return
-    axes.set_xscale("symlog", linthresh=first, linscale=0.4)
+    subs = None if is_narrow else range(2, 10)
+    axes.set_xscale("symlog", linthresh=first, linscale=0.4, subs=subs)
     begins_at_zero = bool(seen.min() == 0)
     axes.set_xlim(-first / 4 if begins_at_zero else first * 0.85, last * 1.12)
     powers = range(math.ceil(math.log10(first)), math.ceil(math.log10(last)))
@@ -162,10 +163,6 @@ def _token_axis(axes: Any, seen: np.ndarray, axis: Axis, *, is_narrow: bool) -> 
         apart = apart[len(apart) % 2 :: 2]
     axes.xaxis.set_major_locator(FixedLocator([0.0] * begins_at_zero + [*apart, last]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_count(value)))
-    if is_narrow:
-        return
-    minor = LogLocator(subs=range(1, 10)).tick_values(first, last)
-    axes.xaxis.set_minor_locator(FixedLocator([at for at in minor if first <= at <= last]))
 
 
 def _draw_panel(
