@@ -17,6 +17,7 @@ from ontogeny.artifact import Artifact, faults, open_artifact
 from ontogeny.errors import DataError
 from ontogeny.record import Record, read_record
 from ontogeny.report.evidence import gather
+from ontogeny.report.figures import DOTS, WIDTH
 from ontogeny.report.site import build_report, report_inputs
 from ontogeny.report.tables import summary_rows
 from ontogeny.scores import ScoreStore
@@ -119,6 +120,7 @@ def test_figures_are_drawn_twice(report: Artifact) -> None:
         png = (report.path / "figures" / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
         assert b"Matplotlib" not in png
+        assert int.from_bytes(png[16:20]) == round(WIDTH * DOTS)
         assert f"figures/{name}.svg" in Page(page_of(report)).targets
 
 

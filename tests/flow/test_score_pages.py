@@ -20,7 +20,7 @@ from ontogeny.report.drawings import Drawing, Line, score_drawings
 from ontogeny.report.explorer import write_explorer
 from ontogeny.report.figures import draw
 from ontogeny.report.flips import by_lasting, item_maps, read_flips
-from ontogeny.report.measured import Measure, Measured, read_measured
+from ontogeny.report.measured import Measure, Measured, rank, read_measured
 from ontogeny.results import Item, Score
 from ontogeny.scores import Cell, Place, ScoreStore
 from spoken import Type
@@ -211,6 +211,9 @@ def test_explorer_holds_every_score_and_nothing_that_ends_a_script(
         ' src="plotly.min.js"', ' type="application/json" id="scores"', "",
     ]  # fmt: skip
     assert "http" not in page
+    assert sorted(["acc_norm", "f1", "acc", "bits_per_byte"], key=rank)[:2] == [
+        "acc", "bits_per_byte",
+    ]  # fmt: skip
     assert "<h1>Scores &amp; more</h1>" in page
     data = json.loads(scripts[1][1])
     found = [
