@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,8 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out = Console(soft_wrap=True, emoji=False)  # a text's :words: are words
-err = Console(stderr=True, soft_wrap=True, emoji=False)
+PLAIN: dict[str, Any] = {"soft_wrap": True, "emoji": False, "markup": False, "highlight": False}
+out = Console(**PLAIN)  # a text's :words: and [words] are words
+err = Console(stderr=True, **PLAIN)
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/2m")]
 Changes = Annotated[
@@ -37,7 +38,7 @@ def options(
 ) -> None:
     """Grow controlled suites of language models and study how they grow."""
     if version:
-        out.print(metadata.version("ontogeny"), highlight=False)
+        out.print(metadata.version("ontogeny"))
         raise typer.Exit
 
 
@@ -55,5 +56,5 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 def leave(words: str, code: int) -> NoReturn:
     """Say something on standard error and exit."""
-    err.print(words, markup=False, highlight=False)
+    err.print(words)
     raise SystemExit(code)

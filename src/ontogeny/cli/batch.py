@@ -70,14 +70,14 @@ def batch(
     if npy is not None:
         shape = source.save(npy, wanted, rows)
         saved = f"{source.dtype.name} {list(shape)} in {npy}"
-        out.print(f"{title(wanted)}: {saved}", markup=False, highlight=False)
+        out.print(f"{title(wanted)}: {saved}")
     elif as_json:
         print_json(rows_of(source, spans, wanted, rows), tokens)
     else:
         for number in wanted:
             show(source, spans, number, rows, tokens)
     if source.moved is not None:
-        err.print(f"{source.moved:,} bytes moved", highlight=False)
+        err.print(f"{source.moved:,} bytes moved")
 
 
 def chosen(update: str | None, step: str | None) -> range:
@@ -126,14 +126,14 @@ def print_json(rows: Iterator[dict[str, Any]], tokens: bool) -> None:
     """Every row as an object of its own."""
     for row in rows:
         told = {key: value for key, value in row.items() if tokens or key != "tokens"}
-        out.print(json.dumps(told, ensure_ascii=False), markup=False, highlight=False)
+        out.print(json.dumps(told, ensure_ascii=False))
 
 
 def show(source: Source, spans: Spans, update: int, rows: range | None, tokens: bool) -> None:
     """The rows asked for, whole; or a table of the first ones and an excerpt of row 0."""
     count, length = source.num_rows(update), source.batches.order.context_length + 1
     own = range(update, update + 1)
-    out.print(f"{title(own)}, {count} rows of {length} tokens", style="bold", highlight=False)
+    out.print(f"{title(own)}, {count} rows of {length} tokens", style="bold")
     if rows is not None:
         for row in rows_of(source, spans, own, rows):
             show_row(row, tokens, whole=True)
@@ -147,14 +147,14 @@ def show(source: Source, spans: Spans, update: int, rows: range | None, tokens: 
     print_table(["row", "pieces", "sources", "text" if source.vocabulary else "ids"], lines)
     if count > TABLE_ROWS:
         others = f"and {count - TABLE_ROWS} more: --row {TABLE_ROWS}, --json or --npy FILE"
-        out.print(others, markup=False, highlight=False)
+        out.print(others)
     show_row(first[0], tokens, whole=False)
 
 
 def show_row(row: dict[str, Any], tokens: bool, *, whole: bool) -> None:
     """Where a row's tokens are from, and what they say."""
     called = f"row {row['row']}{', replaced by a splice' * row['patched']}"
-    out.print(f"\n{called}", style="bold", highlight=False)
+    out.print(f"\n{called}", style="bold")
     lines = []
     for span in row["spans"]:
         extent = "{} to {}".format(*span["bytes"]) if span["bytes"] else None
@@ -165,9 +165,9 @@ def show_row(row: dict[str, Any], tokens: bool, *, whole: bool) -> None:
     print_table(header, lines)
     words = words_of(row)
     cut = words if whole or len(words) <= EXCERPT else words[:EXCERPT] + " ..."
-    out.print(f"\n{cut}\n", markup=False, highlight=False)
+    out.print(f"\n{cut}\n")
     if tokens and "text" in row:
-        out.print(" ".join(map(str, row["tokens"])), end="\n\n", markup=False, highlight=False)
+        out.print(" ".join(map(str, row["tokens"])), end="\n\n")
 
 
 def words_of(row: dict[str, Any]) -> str:

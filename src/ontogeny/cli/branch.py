@@ -57,7 +57,6 @@ def tell(planned: Branch, order: Artifact) -> None:
     out.print(
         f"{settings.member}: {updates:,} updates from step {settings.first_step} of "
         f"{planned.parent.run.path}, {updates * settings.tokens_per_update:,} tokens",
-        highlight=False,
     )
     summary = order.facts.get("summary", {})
     rows = [[name.replace("_", " "), f"{number:,}"] for name, number in summary.items()]

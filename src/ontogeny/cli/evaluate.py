@@ -62,7 +62,7 @@ def evaluate(
     if fetch_data:
         from ontogeny.evaluation import packs
 
-        out.print(f"benchmarks: {packs.fetch_data()}", markup=False, highlight=False)
+        out.print(f"benchmarks: {packs.fetch_data()}")
     if list_tasks:
         _print_tasks(places)
     if not paths:
@@ -120,7 +120,7 @@ class _Watch:
         self._items += len(answers.items)
         self._progress.update(self._bar, advance=1, items=self._items)
         for problem in answers.problems:
-            err.print(f"no answer: {problem}", markup=False, highlight=False)
+            err.print(f"no answer: {problem}")
 
 
 def _numbers(words: str) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def _tell(swept: list[Swept]) -> None:
             print_table(header, [_told(row) for row in rows[:MOST_ROWS]])
         notes = {f"{row.task} at {row.shots}: {row.differs}": None for row in rows if row.differs}
         for words in notes:
-            out.print(f"note: {words}", markup=False, highlight=False)
+            out.print(f"note: {words}")
         left = f"{len(rows) - MOST_ROWS:,} more rows: " if len(rows) > MOST_ROWS else "all of it: "
         for line in (
             f"{left}ontogeny scores {one.home or one.store.folder}",
@@ -147,7 +147,7 @@ def _tell(swept: list[Swept]) -> None:
             f"{len(one.failures):,} without an answer: {one.store.folder}",
             f"next: ontogeny report {one.home or one.store.folder}",
         ):
-            out.print(line, markup=False, highlight=False)
+            out.print(line)
 
 
 def _last_rows(swept: Swept) -> list[Score]:
@@ -192,4 +192,4 @@ def _print_tasks(data: tuple[str, ...]) -> None:
         rows.append([name, there[0] if there else f"missing, such as {paths[-1]}"])
     print_table(["task", "data"], rows)
     groups = ", ".join(packs.open_pack().groups)
-    out.print(f"groups: {groups}; and lm-eval's own names with --data hub", highlight=False)
+    out.print(f"groups: {groups}; and lm-eval's own names with --data hub")

@@ -139,7 +139,7 @@ def grow(
         obstacle = growth.look()
         print_table(*stage_rows(plan, growth.stages))
         if obstacle is not None:
-            out.print(f"not there yet: {obstacle}", markup=False, highlight=False)
+            out.print(f"not there yet: {obstacle}")
         out.print()
         print_table(*plan_rows(plan))
         return

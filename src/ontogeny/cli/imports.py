@@ -63,8 +63,8 @@ def import_(
                           expected="a .yml file, or a folder of weights")  # fmt: skip
     tensors = model.facts["tensors"].values()
     dtypes = ", ".join(sorted({tensor["dtype"] for tensor in tensors}))
-    out.print(f"read {len(model.inputs)} files: {len(tensors)} tensors, {dtypes}", highlight=False)
-    out.print(f"{place}: model {model.digest[:SHORT]}", highlight=False)
+    out.print(f"read {len(model.inputs)} files: {len(tensors)} tensors, {dtypes}")
+    out.print(f"{place}: model {model.digest[:SHORT]}")
 
 
 @app.command("import-scores")
@@ -80,15 +80,15 @@ def import_scores(
 
     faults = published.import_scores(folder, place)
     for fault in faults:
-        err.print(str(fault), markup=False, highlight=False)
+        err.print(str(fault))
     store = ScoreStore(place)
     num_scores = sum(store.artifact(*one).facts["num_scores"] for one in store.places())
     told = (
         f"{num_scores:,} scores of {len(store.places()):,} checkpoints, "
         f"{len(store.members())} members; {len(faults)} faults"
     )
-    out.print(told, highlight=False)
-    out.print(f"{place}: next, ontogeny lint {place} --scores", highlight=False)
+    out.print(told)
+    out.print(f"{place}: next, ontogeny lint {place} --scores")
     if faults:
         raise typer.Exit(1)
 
@@ -115,10 +115,10 @@ def _write_run_file(
     print_table(["setting", file.path.name, size.name if size else "-"], [[*row] for row in rows])
     out.print()
     for line in (*(f"mended: {repair}" for repair in file.repairs), *_notes(file, gpus, rows)):
-        out.print(line, markup=False, highlight=False)
+        out.print(line)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(f"# Read from {file.path.name}.\n{toml_of(run_file)}", encoding="utf-8")
-    out.print(f"{place}: next, ontogeny train {place} --out RUN", highlight=False)
+    out.print(f"{place}: next, ontogeny train {place} --out RUN")
 
 
 def _notes(file: NeoxFile, gpus: int | None, rows: list[tuple[str, str, str]]) -> list[str]:

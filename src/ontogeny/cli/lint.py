@@ -79,7 +79,7 @@ def _print_json(runs: Sequence[Linted | LintedScores], findings: list[Finding]) 
             {"run": run.name, "checked": run.checked, "not_checked": run.unchecked} for run in runs
         ],
     }
-    out.print(json.dumps(values, indent=1, ensure_ascii=False), markup=False, highlight=False)
+    out.print(json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def _print_words(runs: Sequence[Linted | LintedScores], findings: list[Finding]) -> None:
@@ -91,13 +91,13 @@ def _print_words(runs: Sequence[Linted | LintedScores], findings: list[Finding])
         for words in run.unchecked:
             _say(MARGIN, f"not checked: {words}")
     alarms = sum(one.severity == "alarm" for one in findings)
-    out.print(f"{alarms} alarm{'s' * (alarms > 1)}" if alarms else "no alarm", highlight=False)
+    out.print(f"{alarms} alarm{'s' * (alarms > 1)}" if alarms else "no alarm")
 
 
 def _say(margin: str, words: str) -> None:
     lines = textwrap.wrap(words, WIDTH - len(MARGIN), break_long_words=False)
     for number, line in enumerate(lines):
-        out.print(margin if number == 0 else MARGIN, line, markup=False, highlight=False)
+        out.print(margin if number == 0 else MARGIN, line)
 
 
 def _steps(steps: tuple[int, ...]) -> str:

@@ -70,4 +70,4 @@ def generate(
         seed=seed,
         end=vocabulary.eod,
     )
-    out.print(prompt + vocabulary.decode(list(ids)), markup=False, highlight=False)
+    out.print(prompt + vocabulary.decode(list(ids)))

@@ -41,7 +41,7 @@ class Bars:
         if task is not None:
             self._progress.remove_task(task)
         told = "there" if was_there else f"{seconds:.1f} s"
-        self._progress.console.print(f"{stage:<24} {told:>8}", highlight=False)
+        self._progress.console.print(f"{stage:<24} {told:>8}")
 
     def reported(self, report: Report) -> None:
         name = f"{'scores' if report.phase == 'score' else 'runs'}/{report.member}"

@@ -53,7 +53,7 @@ def replay(
     tell(found)
     for what, place in (("checkpoint", folder), ("full state", state)):
         if place is not None:
-            out.print(f"{what}: {place}, {open_artifact(place).digest}", highlight=False)
+            out.print(f"{what}: {place}, {open_artifact(place).digest}")
 
 
 def passed_table(passed: list[Passed]) -> tuple[list[str], list[list[str]]]:
@@ -79,12 +79,11 @@ def tell(found: Replayed) -> None:
         origin = "the initial model (no full state of it is kept)"
     if any(one.deviation for one in found.passed):
         out.print("off by: norm of the difference over the norm; at most: of any one weight")
-    out.print(f"{updates} updates from {origin}", highlight=False)
+    out.print(f"{updates} updates from {origin}")
     if updates:
         losses = f"off by up to {found.loss_deviation:.2g}" if found.loss_deviation else "equal"
         out.print(
             f"{updates / found.seconds:.1f} updates a second; the losses of {found.num_compared} "
             "of them are on record" + (f": {losses}" if found.num_compared else ""),
-            highlight=False,
         )
-    out.print(f"step {step}: weights, optimizer and rows {found.digest}", highlight=False)
+    out.print(f"step {step}: weights, optimizer and rows {found.digest}")

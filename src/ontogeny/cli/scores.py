@@ -103,7 +103,7 @@ def _print_scores(frame: pd.DataFrame) -> None:
     told = [verdict(row) + notes.get(row.differs, "") for row in frame.itertuples()]
     _print(frame.drop(columns=["tokens", "differs"]).assign(note=told))
     for words, number in notes.items():
-        out.print(f"{number.strip()} {words}", markup=False, highlight=False)
+        out.print(f"{number.strip()} {words}")
 
 
 def _print(frame: pd.DataFrame, form: str = ".3f") -> None:
@@ -122,7 +122,7 @@ def _print(frame: pd.DataFrame, form: str = ".3f") -> None:
         print_table(list(words), words.values.tolist())
     left = len(frame) - len(shown)
     if left or not len(shown):
-        out.print(f"and {left:,} more: --csv FILE" if left else "no rows", highlight=False)
+        out.print(f"and {left:,} more: --csv FILE" if left else "no rows")
 
 
 def _write(frame: pd.DataFrame, file: Path) -> None:
@@ -131,4 +131,4 @@ def _write(frame: pd.DataFrame, file: Path) -> None:
     except OSError as error:
         told = error.strerror or error
         raise EvaluationError(f"cannot be written ({told})", where=file) from error
-    out.print(f"{len(frame):,} rows: {file}", markup=False, highlight=False)
+    out.print(f"{len(frame):,} rows: {file}")

@@ -65,14 +65,14 @@ def seen(
     else:
         answer = memory.strings([ids], before, first, limit)
     if as_json:
-        out.print(json.dumps(answer, ensure_ascii=False), markup=False, highlight=False)
+        out.print(json.dumps(answer, ensure_ascii=False))
         return
     tell_seen(answer)
     if answer["places"]:
         tell_places(answer["places"])
     left = answer["count"] - first - len(answer["places"])
     if left > 0:
-        out.print(f"and {left:,} more: --page {page + 1}, or --limit", highlight=False)
+        out.print(f"and {left:,} more: --page {page + 1}, or --limit")
 
 
 @app.command()
@@ -95,13 +95,13 @@ def trace(
                     context_length=context_length, seed=seed, updates=updates)  # fmt: skip
     spans = memory.trace(text, least=least, before=before, limit=limit)
     if as_json:
-        out.print(json.dumps(spans, ensure_ascii=False), markup=False, highlight=False)
+        out.print(json.dumps(spans, ensure_ascii=False))
         return
     if not spans:
-        out.print(f"no {least} tokens in a row of it were seen", highlight=False)
+        out.print(f"no {least} tokens in a row of it were seen")
     for span in spans:
         words = json.dumps(span["text"], ensure_ascii=False)
-        out.print(f"{words}, {len(span['tokens'])} tokens", style="bold", markup=False)
+        out.print(f"{words}, {len(span['tokens'])} tokens", style="bold")
         tell_seen(span)
         if span["places"]:
             tell_places(span["places"])
@@ -118,7 +118,7 @@ def index(
 
     with indexing() as begin:
         opened = index_of(open_any_store(store), begin, folder)
-    out.print(f"index: {opened.artifact.path}", markup=False, highlight=False)
+    out.print(f"index: {opened.artifact.path}")
 
 
 def opened(place: str, folder: Path | None, **options: Any) -> Memory:
@@ -137,7 +137,7 @@ def indexing() -> Iterator[Begin]:
     progress = Progress(console=err, transient=True)
 
     def begin(path: Path) -> Observe:
-        err.print(f"building {path}", markup=False, highlight=False)
+        err.print(f"building {path}")
         progress.start()
         bar = progress.add_task("tokens", total=None)
         return lambda done, total: progress.update(bar, completed=done, total=total)
@@ -162,7 +162,7 @@ def tell_seen(answer: dict[str, Any]) -> None:
     what = "pieces of it" if "document" in answer else "times"
     until = f" before step {answer['before']}" if "before" in answer else ""
     when = f"; first by update {answer['first']}, last by update {answer['last']}" * bool(count)
-    out.print(f"seen: {count:,} {what}{until}{when}", highlight=False)
+    out.print(f"seen: {count:,} {what}{until}{when}")
     forms = answer.get("forms", [])
     if len(forms) > 1:
         rows = [
@@ -173,10 +173,10 @@ def tell_seen(answer: dict[str, Any]) -> None:
         print_table(["form", "tokens", "count"], rows)
     if len(forms) > SHOWN_FORMS:
         others = sum(form["count"] for form in forms[SHOWN_FORMS:])
-        out.print(f"and {len(forms) - SHOWN_FORMS} more forms, {others:,} times", highlight=False)
+        out.print(f"and {len(forms) - SHOWN_FORMS} more forms, {others:,} times")
     if "counts" in answer and count:
         told = "  ".join(f"step{step}:{count:,}" for step, count in answer["counts"].items())
-        out.print(textwrap.fill(f"before  {told}", WIDTH), highlight=False)
+        out.print(textwrap.fill(f"before  {told}", WIDTH))
 
 
 def tell_places(places: list[dict[str, Any]]) -> None:

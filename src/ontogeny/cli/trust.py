@@ -63,7 +63,7 @@ def verify(
         names = [one.name for one in fields(subjects[0]) if one.name != "jobs"]
         rows = [{name: getattr(one, name) for name in names} for one in subjects]
         said = {"path": path, "whole": not faulty, "seconds": seconds, "checked": rows}
-        out.print(json.dumps(said, indent=1, default=asdict), markup=False, highlight=False)
+        out.print(json.dumps(said, indent=1, default=asdict))
     else:
         _tell_verdict(subjects, seconds)
     raise typer.Exit(FAULTY if faulty else 0)
@@ -79,7 +79,7 @@ def show(
 
     shown = describe(path)
     if as_json:
-        out.print(json.dumps(shown, indent=1), markup=False, highlight=False)
+        out.print(json.dumps(shown, indent=1))
         return
     _print(_told(shown))
     if "stages" in shown:
@@ -161,4 +161,4 @@ def _print(lines: Iterable[str]) -> None:
     """Print lines as they are, but for what a terminal would obey."""
     for line in lines:
         told = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
-        out.print(told, markup=False, highlight=False)
+        out.print(told)

@@ -63,7 +63,7 @@ class Vocabulary:
             raise DataError(
                 f"the vocabulary has no {END_OF_DOCUMENT}",
                 where=self.where,
-                fix='choose another tokenizer.json, or encode with eod = "none"',
+                fix="choose another tokenizer.json",
             )
         return int(found)
 
