@@ -21,7 +21,7 @@ from grown import WORDS, Ground
 from ontogeny.errors import EvaluationError, OntogenyError
 from ontogeny.evaluation.catalog import load_task, resolve
 from ontogeny.evaluation.score import Answer, NeoXScorer, Request
-from ontogeny.evaluation.tasks import NotFiniteError
+from ontogeny.evaluation.tasks import NotFiniteError, UnansweredError
 from ontogeny.model import hf
 from ontogeny.model.init import initial_model
 from ontogeny.model.neox import NeoX
@@ -332,7 +332,7 @@ def test_an_answer_longer_than_the_model(data: Path, vocabulary: Vocabulary) -> 
     mute = Mute(vocabulary)
     mute.context_length = 4
     with pytest.raises(
-        EvaluationError, match=r"piqa: an answer that does not fit .* 1 to 4 tokens"
+        UnansweredError, match=r"piqa: an answer that does not fit .* 1 to 4 tokens"
     ):
         load(data, "piqa").measure(mute, PLACE)
 

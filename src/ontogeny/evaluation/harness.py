@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.rows import option_item, score_rows
 from ontogeny.evaluation.score import NeoXScorer, Request, continue_text
-from ontogeny.evaluation.tasks import Scorer, Spec
+from ontogeny.evaluation.tasks import Scorer, Spec, UnansweredError
 from ontogeny.intervals import ratio_interval
 from ontogeny.results import Item, Score
 from ontogeny.scores import Place
@@ -70,7 +70,7 @@ class OntogenyLM(TemplateLM):  # type: ignore[misc]
         """The question for a target after a context of at least one token."""
         room = self.scorer.context_length + 1 - len(target)
         if room < 1 or not target:
-            raise EvaluationError(
+            raise UnansweredError(
                 "an answer that does not fit the model",
                 where=self.task,
                 expected=f"1 to {self.scorer.context_length} tokens",

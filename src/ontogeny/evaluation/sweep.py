@@ -25,7 +25,7 @@ import torch
 from ontogeny.artifact import Artifact, keyed, writing
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.catalog import TaskRef, load_task
-from ontogeny.evaluation.tasks import NotFiniteError, Scorer, Spec
+from ontogeny.evaluation.tasks import Scorer, Spec, UnansweredError
 from ontogeny.evaluation.weights import Checkpoint, checkpoint_inputs, open_scorer
 from ontogeny.model.kernels.load import features
 from ontogeny.results import Item, Score
@@ -129,7 +129,7 @@ def ask(asked: Asked) -> Answers:
                 raise EvaluationError("the task changed meanwhile", where=ref.name, fix=fix)
             try:
                 scores, items = task.measure(scorer, checkpoint.place)
-            except NotFiniteError as error:
+            except UnansweredError as error:
                 told = f"{checkpoint.path}: {error}"
                 failure = {"task": cell.task, "shots": cell.shots, "problem": told}
                 answers.failures.append(failure)

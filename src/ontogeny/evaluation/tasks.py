@@ -18,7 +18,11 @@ from ontogeny.scores import Place
 from ontogeny.tokens.vocabulary import Vocabulary
 
 
-class NotFiniteError(EvaluationError):
+class UnansweredError(EvaluationError):
+    """A task that a checkpoint gives no numbers of; other tasks and checkpoints go on."""
+
+
+class NotFiniteError(UnansweredError):
     """An answer that is no number: the item is named, whoever asked adds the checkpoint."""
 
 
