@@ -175,6 +175,8 @@ def _draw_panel(
         if len(line.tokens) > 3 and (len(panel.lines) > 6 or len(line.tokens) > 30):
             look |= {"linewidth": 1.1, "marker": None if is_alone else look["marker"]}
         axes.fill_between(line.tokens, line.low, line.high, color=look["color"], alpha=alpha, lw=0)
+        if len(line.tokens) == 1:  # a band of no width
+            axes.vlines(line.tokens, line.low, line.high, color=look["color"], lw=0.8)
         axes.plot(line.tokens, line.values, **look)
     for name, level in panel.levels.items():
         dashes = LEVEL_STYLES[name]

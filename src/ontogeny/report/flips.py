@@ -75,6 +75,8 @@ def read_flips(
     found = {}
     for cell, of_cell in items.to_pandas().groupby(["task", "shots"]):
         wide = of_cell.pivot(index="item", columns="tokens", values="right").dropna()
+        if wide.shape[1] < 2:
+            continue  # of one checkpoint there is nothing to map
         wide = wide.astype(bool)
         found[cell] = wide.iloc[by_lasting(wide.to_numpy())]
     return found
