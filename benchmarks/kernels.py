@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ontogeny.model import arithmetic
 from ontogeny.model.attention import BlockedAttention, causal_attention, is_for_kernel, rotate
 from ontogeny.training import machine
 
@@ -78,7 +79,7 @@ def main() -> None:
     for shape in SHAPES:
         flops = 7 * shape[0] * shape[1] * shape[2] ** 2 * shape[3]
         for number in options.threads:
-            with machine.threads(number):
+            with arithmetic.threads(number):
                 ours, blocks, torchs = measure(shape, options.rounds)
             print(
                 f"{shape!s:23} {number:8} {ours * 1e3:7.2f} {flops / ours / 1e9:5.0f}"

@@ -25,14 +25,13 @@ from ontogeny.checkpoints.store import (
 from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
-from ontogeny.model import hf
+from ontogeny.model import arithmetic, hf
 from ontogeny.order.batches import Batches
 from ontogeny.questions.materials import open_materials
 from ontogeny.results import UpdateMetrics, parse_metrics
 from ontogeny.stages.plan import MemberPlan
 from ontogeny.steps import METRICS, state_folder, step_folder
 from ontogeny.suite import Member, RunSettings, SizeSettings
-from ontogeny.training import machine
 from ontogeny.training.loop import train
 from ontogeny.training.replay import Replayed, replay
 from ontogeny.training.run import Run, locked, open_run
@@ -157,7 +156,7 @@ def test_a_replay_only_reads(run: Run, ground: Ground) -> None:
         files = [path for path in run.path.rglob("*") if path.is_file()]
         return {path: (path.stat().st_mtime_ns, digest_file(path)) for path in files}
 
-    with locked(run.path), machine.threads(2):  # more than the run computes with
+    with locked(run.path), arithmetic.threads(2):  # more than the run computes with
         before = contents()
         replay(run, ground.batches(4), 11)
         assert contents() == before

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ontogeny.model import arithmetic
 from ontogeny.model.attention import KERNEL_HEADS, causal_attention, is_for_kernel
 from ontogeny.model.kernels import load
 from ontogeny.training import machine
@@ -132,7 +133,7 @@ def test_large_scores_choose_one_key() -> None:
 def test_threads_do_not_count() -> None:
     given, found = problem(2, 150, 5, 48, 12), []
     for number in (1, 2, 3):
-        with machine.threads(number):
+        with arithmetic.threads(number):
             found.append(solved(given))
     for out, grad in found[1:]:
         assert torch.equal(out, found[0][0])

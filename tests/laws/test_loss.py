@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ontogeny.model import arithmetic
 from ontogeny.model import loss as loss_module
 from ontogeny.model.kernels import load
 from ontogeny.model.loss import chunks, linear_cross_entropy, log_likelihoods
-from ontogeny.training import machine
 
 needs_kernel = pytest.mark.skipif(not load.has("loss"), reason="no kernel for this processor")
 
@@ -190,7 +190,7 @@ def test_the_kernel_gives_the_same_bits_on_any_number_of_threads() -> None:
     hidden, weight, targets = problem(403, 32, 1000)
     results = []
     for number in (1, 2, 3):
-        with machine.threads(number):
+        with arithmetic.threads(number):
             results.append(ours(hidden.to(torch.bfloat16), weight, targets))
     for other in results[1:]:
         assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
@@ -203,7 +203,7 @@ def test_the_kernel_gives_the_same_bits_however_tokens_are_cut() -> None:
     targets[::3] = 7  # of many blocks
     results = []
     for number in (1, 4):
-        with machine.threads(number):
+        with arithmetic.threads(number):
             results.append(ours(hidden.to(torch.bfloat16), weight, targets))
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
     exact = torchs(hidden.to(torch.bfloat16).float(), weight.bfloat16().float(), targets)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import grown
+from ontogeny.model import arithmetic
 from ontogeny.model.neox import NeoX
-from ontogeny.training import machine
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.tree import Tree, sum_pairs
 from ontogeny.training.update import row_norms
@@ -88,9 +88,9 @@ def test_the_norm_of_a_row_does_not_know_its_neighbours(
     cut: tuple[Tensor, list[int]], threads_of_whole: int, threads_of_parts: int
 ) -> None:
     matrix, sizes = cut
-    with machine.threads(threads_of_whole):
+    with arithmetic.threads(threads_of_whole):
         whole = row_norms(matrix)
-    with machine.threads(threads_of_parts):
+    with arithmetic.threads(threads_of_parts):
         parts = [row_norms(part) for part in matrix.split(sizes)]
     assert torch.equal(whole, torch.cat(parts))
 

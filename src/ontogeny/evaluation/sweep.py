@@ -10,7 +10,6 @@ checkpoint is scored a thread reads the next one. Not here: which checkpoints an
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,14 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ontogeny.artifact import Artifact, keyed, writing
 from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.catalog import TaskRef, load_task
 from ontogeny.evaluation.tasks import Scorer, Spec, UnansweredError
 from ontogeny.evaluation.weights import Checkpoint, checkpoint_inputs, open_scorer
-from ontogeny.model.kernels.load import features
+from ontogeny.model.arithmetic import bits, threads
 from ontogeny.results import Item, Score
 from ontogeny.scores import Cell, ScoreStore, read_rows, write_rows
 from ontogeny.workers import Task, Workers
@@ -115,13 +112,13 @@ def fill(
 def ask(asked: Asked) -> Answers:
     """Ask a checkpoint all its tasks; one that gives no numbers does not keep the others."""
     checkpoint = asked.checkpoint
-    with _threads(asked.threads):
+    with threads(asked.threads):
         opening = _opening(checkpoint, asked.device)
         _opening.cache_clear()  # so that it is let go when it is done with, or was at fault
         scorer = opening.result()
         if asked.then is not None:
             _opening(asked.then, asked.device)
-        answers = Answers([], [], [], _bits(asked.device))
+        answers = Answers([], [], [], bits(asked.device))
         for ref, cell in asked.cells.items():
             task = load_task(ref)
             if cell_of(checkpoint, task.spec) != cell:
@@ -188,24 +185,3 @@ def _opening(checkpoint: Checkpoint, device: str) -> Future[Scorer]:
 @functools.cache
 def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _bits(device: str) -> dict[str, object]:
-    """What decides, with the cell, the last bits of its answers."""
-    return {
-        "torch": torch.__version__,
-        "device": device,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "extensions": features(),
-    }

@@ -14,7 +14,7 @@ from ontogeny.artifact import Artifact, open_artifact, open_input
 from ontogeny.checkpoints.store import list_states, save_state
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError, OrderError
-from ontogeny.model import hf
+from ontogeny.model import arithmetic, hf
 from ontogeny.order.batches import Batches
 from ontogeny.order.splice import Stretch, open_windows
 from ontogeny.questions.materials import Materials, batches_of, open_materials
@@ -22,7 +22,6 @@ from ontogeny.stages.splices import OtherStore, Spec, make_splice
 from ontogeny.steps import METRICS, list_steps, state_folder, step_folder
 from ontogeny.suite import RunSettings
 from ontogeny.tokens.vocabulary import TOKENIZER, TOKENIZER_CONFIG
-from ontogeny.training import machine
 from ontogeny.training.metrics import whole_lines
 from ontogeny.training.ranks import ALONE
 from ontogeny.training.replay import replay
@@ -157,5 +156,5 @@ def _bits(parent: Run, step: int) -> dict[str, object]:
     if step in list_states(parent.path):
         state = open_artifact(state_folder(parent.path, step), "state")
         return dict(state.provenance.get("bits", {}))
-    with machine.threads(parent.settings.training.threads):
+    with arithmetic.threads(parent.settings.training.threads):
         return ALONE.bits(parent.settings)

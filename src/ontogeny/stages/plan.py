@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from ontogeny.model.arithmetic import threads
 from ontogeny.model.neox import DTYPES
 from ontogeny.shape import PYTHIA_VOCABULARY
 from ontogeny.suite import Member, RunSettings, Suite, TextSettings
-from ontogeny.training.machine import device, resolve_precision, threads
+from ontogeny.training.machine import device, resolve_precision
 from ontogeny.workers import num_cores
 
 SHARE_OF_MATMUL = 0.5  # what training reaches of it at small sizes; see docs/performance.md

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 
 from ontogeny.errors import ConfigError
-from ontogeny.model.kernels.load import features
+from ontogeny.model.arithmetic import bits as arithmetic_bits
+from ontogeny.model.arithmetic import threads
 from ontogeny.model.neox import DTYPES
 from ontogeny.suite import Precision, TrainingSettings
 
@@ -61,17 +62,6 @@ def multiplies_bf16() -> bool:
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-@contextlib.contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Compute with so many threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -143,15 +133,10 @@ def keep_freed_memory() -> bool:
 
 def bits(*, compiled: bool = False) -> dict[str, Any]:
     """What decides, with config and inputs, the bits of the arithmetic on this machine."""
-    is_gpu = device().type == "cuda"
-    return {
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if is_gpu else "cpu",
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    name = torch.cuda.get_device_name() if device().type == "cuda" else "cpu"
+    return arithmetic_bits(name) | {
         "bf16_instructions": multiplies_bf16(),
-        "threads": torch.get_num_threads(),
         "compile": compiler() if compiled else False,
-        "extensions": features(),
     }
 
 

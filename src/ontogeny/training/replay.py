@@ -27,7 +27,7 @@ from ontogeny.checkpoints.store import (
 )
 from ontogeny.digest import SHORT, digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OntogenyError, OrderError
-from ontogeny.model import hf
+from ontogeny.model import arithmetic, hf
 from ontogeny.model.neox import NeoX
 from ontogeny.order.batches import Batches
 from ontogeny.results import UpdateMetrics
@@ -139,7 +139,7 @@ def publish(run: Run, replayed: Replayed, folder: Path | None, state: Path | Non
     The checkpoint is the very one the run saved, or would have saved, at that step.
     """
     model, progress = replayed.model, replayed.progress
-    with machine.threads(run.settings.training.threads):
+    with arithmetic.threads(run.settings.training.threads):
         provenance = {"bits": ALONE.bits(run.settings), "replayed_from": replayed.start}
     if folder is not None:
         parent = run.parent_of(progress.step)
