@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,3 +96,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     yield folder
     # Lazily: what a failed write holds open may be freed a moment later.
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    """The library, without its notices; tests that need it skip where it is not installed."""
+    module = pytest.importorskip("transformers")
+    module.logging.set_verbosity_error()
+    module.logging.disable_progress_bar()
+    return module

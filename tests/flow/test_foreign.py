@@ -28,14 +28,6 @@ VOCAB, CONTEXT = 300, 48
 DEFINITION = train_vocabulary(iter(["a b c"]), 258).definition
 
 
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    module = pytest.importorskip("transformers")
-    module.logging.set_verbosity_error()
-    module.logging.disable_progress_bar()
-    return module
-
-
 def add_tokenizer(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(DEFINITION)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}

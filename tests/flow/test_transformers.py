@@ -26,14 +26,6 @@ BASE: dict[str, Any] = {
 TOKENS = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    module = pytest.importorskip("transformers")
-    module.logging.set_verbosity_error()
-    module.logging.disable_progress_bar()
-    return module
-
-
 def random_model(**changes: Any) -> NeoX:
     """A model whose norms and biases too are away from where they start."""
     model = initial_model(Shape(**(BASE | changes)), "small-wang", 0)
