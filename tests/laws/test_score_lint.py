@@ -155,6 +155,11 @@ def test_a_second_distance_between_steps_is_no_gap(tmp_path: Path, values: Value
     assert told(lint(tmp_path, values | coarse | powers)) == []
 
 
+def test_scores_of_which_none_is_finite_say_nothing(tmp_path: Path) -> None:
+    values = {("small", step): {("lambada", "perplexity"): np.inf} for step in (0, 1)}
+    assert told(lint(tmp_path, values)) == []
+
+
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no scores; expected .*; try: ontogeny evaluate"):
         lint_scores(tmp_path)

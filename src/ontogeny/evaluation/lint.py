@@ -68,9 +68,10 @@ def lint_scores(path: Path) -> LintedScores:
         (place, cell.shots): cell.weights for place in places for cell in store.cells(*place)
     }
     findings, num_few = list[Finding](), 0
-    for shots in sorted({row.shots for row in rows}):
+    numbers = [row for row in rows if math.isfinite(row.value)]
+    for shots in sorted({row.shots for row in numbers}):
         values = defaultdict[Pair, dict[Column, float]](dict)
-        for row in (row for row in rows if row.shots == shots and math.isfinite(row.value)):
+        for row in (row for row in numbers if row.shots == shots):
             values[row.member, row.step][row.task, row.metric] = row.value
         known = {place: digest for (place, of), digest in weights.items() if of == shots}
         findings += _compared(dict(sorted(values.items())), known, f"with {shots} shots")
