@@ -21,6 +21,7 @@ from ontogeny.report.explorer import write_explorer
 from ontogeny.report.figures import draw
 from ontogeny.report.flips import by_lasting, item_maps, read_flips
 from ontogeny.report.measured import Measure, Measured, rank, read_measured
+from ontogeny.report.site import build_report
 from ontogeny.results import Item, Score
 from ontogeny.scores import Cell, Place, ScoreStore
 from spoken import Type
@@ -199,6 +200,17 @@ def test_items_not_asked_everywhere_and_tasks_without_right_answers(tmp_path: Pa
     found = read_flips(store, "1m", ["sciq", "wsc"])
     assert found.keys() == {("sciq", 0)}
     assert found["sciq", 0].shape == (NUM_ITEMS - 1, len(STEPS))
+
+
+def test_perplexity_too_great_for_a_number_is_told(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path / "store")
+    for step, value in ((0, math.inf), (1, 1e9), (2, 9.0)):
+        score = Score("1m", step, step, "odd", "perplexity", value, value / 2, value, 5)
+        cells = [Cell("odd", 0, *[""] * 6)]
+        store.add(replace(places()[0], step=step, tokens=step), cells, [score], [], {})
+    page = build_report(store.folder, tmp_path / "page").path
+    assert "odd,perplexity,inf,inf,inf,5" in (page / "tables" / "scores.csv").read_text()
+    assert "null,1000000000.0,9.0" in (page / "explorer.html").read_text(encoding="utf-8")
 
 
 def test_explorer_holds_every_score_and_nothing_that_ends_a_script(

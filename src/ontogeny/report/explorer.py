@@ -97,8 +97,8 @@ def _columns(rows: list[Score]) -> list[Any]:
 
 
 def _number(value: float) -> float | None:
-    """A number to as many digits as a reader can use; None for one that is not known."""
-    return None if math.isnan(value) else float(f"{value:.5g}")
+    """A number to as many digits as a reader can use; None for one that has none."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def _choice(name: str) -> Html:
