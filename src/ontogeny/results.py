@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -175,12 +176,19 @@ def _fits(name: str, value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _read(path: Path, schema: Any) -> list[dict[str, Any]]:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise EvaluationError where the block finds that the table at `path` cannot be read."""
     try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, LookupError) as error:
+        raise EvaluationError(f"unreadable table ({error})", where=path) from error
+
+
+def _read(path: Path, schema: Any) -> list[dict[str, Any]]:
+    with reading(path):
         table = pq.read_table(path)
         rows: list[dict[str, Any]] = table.to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise EvaluationError(f"unreadable table ({error})", where=path) from error
     if not table.schema.equals(schema):
         raise EvaluationError(
             "a table with other columns",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ontogeny.artifact import faults, open_artifact
+from ontogeny.errors import EvaluationError
 from ontogeny.report.drawings import Drawing, Line, score_drawings
 from ontogeny.report.explorer import write_explorer
 from ontogeny.report.figures import draw
@@ -211,6 +212,26 @@ def test_perplexity_too_great_for_a_number_is_told(tmp_path: Path) -> None:
     page = build_report(store.folder, tmp_path / "page").path
     assert "odd,perplexity,inf,inf,inf,5" in (page / "tables" / "scores.csv").read_text()
     assert "null,1000000000.0,9.0" in (page / "explorer.html").read_text(encoding="utf-8")
+
+
+def test_checkpoints_of_unknown_tokens_are_mapped_by_their_steps(tmp_path: Path) -> None:
+    fill(tmp_path / "known", places()[:1], ("sciq",))
+    known, store = ScoreStore(tmp_path / "known"), ScoreStore(tmp_path / "unknown")
+    for name, step in known.places():
+        place = replace(known.place(name, step), tokens=0)
+        scores = [replace(row, tokens=0) for row in known.scores(name, step)]
+        store.add(place, known.cells(name, step), scores, known.items(name, step), {})
+    found = read_flips(store, "1m", ["sciq"])["sciq", 0]
+    assert (found.to_numpy() == read_flips(known, "1m", ["sciq"])["sciq", 0].to_numpy()).all()
+    assert found.columns.tolist() == [0] * len(STEPS)
+
+
+def test_damaged_items_are_refused(tmp_path: Path) -> None:
+    store = fill(tmp_path, places()[:1], ("sciq",))
+    path = store.path("1m", 8) / "items.parquet"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(EvaluationError, match=r"step=8/items.parquet: unreadable table"):
+        read_flips(store, "1m", ["sciq"])
 
 
 def test_explorer_holds_every_score_and_nothing_that_ends_a_script(

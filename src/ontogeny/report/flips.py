@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from ontogeny.report.figures import SETTINGS, WIDTH, short_count, write
 from ontogeny.report.measured import Measured
-from ontogeny.results import ITEMS
+from ontogeny.results import ITEMS, reading
 from ontogeny.scores import ScoreStore
 
 RIGHT = "acc"  # the metric that says whether an item was answered rightly
@@ -71,14 +71,17 @@ def read_flips(
     2.1 million take 0.7 GiB and 3 seconds.
     """
     steps = [step for name, step in store.places() if name == member]
-    items = pa.concat_tables(_right_items(store, member, step, tasks) for step in steps)
+    tokens = {step: store.place(member, step).tokens for step in steps}
+    tables = [_right_items(store.path(member, step) / ITEMS, tasks) for step in steps]
+    with reading(store.of_member(member)):
+        items = pa.concat_tables(tables).to_pandas()
     found = {}
-    for cell, of_cell in items.to_pandas().groupby(["task", "shots"]):
-        wide = of_cell.pivot(index="item", columns="tokens", values="right").dropna()
+    for cell, of_cell in items.groupby(["task", "shots"]):
+        wide = of_cell.pivot(index="item", columns="step", values="right").dropna()
         if wide.shape[1] < 2:
             continue  # of one checkpoint there is nothing to map
-        wide = wide.astype(bool)
-        found[cell] = wide.iloc[by_lasting(wide.to_numpy())]
+        wide = wide.astype(bool).iloc[by_lasting(wide.to_numpy(bool))]
+        found[cell] = wide.rename(columns=tokens)
     return found
 
 
@@ -106,14 +109,13 @@ def draw_maps(maps: Maps, folder: Path) -> None:
         write(figure, folder / maps.name)
 
 
-def _right_items(store: ScoreStore, member: str, step: int, tasks: Sequence[str]) -> Any:
-    """Task, shots, item, whether it is right, and tokens, of the items that are right or wrong."""
-    path, columns = store.path(member, step) / ITEMS, ["task", "shots", "item", "metrics"]
-    table = pq.read_table(path, columns=columns, filters=[("task", "in", tasks)])
-    right = pc.greater(pc.map_lookup(table["metrics"], RIGHT, "first"), 0.5)
-    tokens = pa.repeat(store.place(member, step).tokens, len(table))
-    table = table.set_column(3, "right", right).append_column("tokens", tokens)
-    return table.filter(pc.is_valid(table["right"]))
+def _right_items(path: Path, tasks: Sequence[str]) -> Any:
+    """Step, task, shots, item, and whether it is right, of the items that are right or wrong."""
+    columns = ["step", "task", "shots", "item", "metrics"]
+    with reading(path):
+        table = pq.read_table(path, columns=columns, filters=[("task", "in", tasks)])
+        right = pc.greater(pc.map_lookup(table["metrics"], RIGHT, "first"), 0.5)
+    return table.set_column(4, "right", right).filter(pc.is_valid(right))
 
 
 def _chosen(measured: Measured) -> list[str]:
