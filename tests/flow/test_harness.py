@@ -343,11 +343,20 @@ def test_generated_text_makes_rows(data: Path, scorer: NeoXScorer) -> None:
     assert all(isinstance(item, Item) and item.metrics.keys() == {"exact_match"} for item in items)
 
 
+def test_generated_text_that_is_measured_as_a_whole(tmp_path: Path, scorer: NeoXScorer) -> None:
+    pair = {"translation": {"en": "a river", "ro": "un river"}}
+    write(tmp_path / "wmt16-en-ro/test.jsonl", [pair] * 2)
+    scores, items = load(tmp_path, "wmt16-en-ro").measure(scorer, PLACE)
+    assert [(row.metric, row.n) for row in scores] == [("bleu", 2), ("ter", 2), ("chrf", 2)]
+    assert [item.metrics for item in items] == [{}, {}]
+
+
 GOOD = {"goal": "g", "sol1": "a", "sol2": "b", "label": 0}
 MADE_BY_HAND = {
     "broken": ('{"goal": "g"', "validation.jsonl: not as it should be laid out", "line 1"),
     "empty": ("", "validation.jsonl: has no items", ""),
     "no objects": ("[1, 2]\n", "not a list of objects", ""),
+    "too deep": ("[" * 10**5, "validation.jsonl: not as it should be laid out", "RecursionError"),
     "not text": ("\udcff", "not as it should be laid out", ""),
     "other columns": ('{"question": "q", "label": 0}\n', "can make no items of this data", "goal"),
     "no gold": (json.dumps(GOOD | {"label": -1}), "can make no items", "is option -1 of 2"),

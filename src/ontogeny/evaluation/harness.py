@@ -169,8 +169,9 @@ class HarnessTask:
             if name not in items[0].metrics:
                 aggregation = self.task.aggregation()[name.partition(",")[0]]
                 value, low, high = _aggregated(aggregation, each)
-                row = replace(scores[0], metric=name, value=value, low=low, high=high)
-                scores.append(replace(row, chance=None, majority=None))
+                row = Score(place.member, place.step, place.tokens, spec.name, name, value, low,
+                            high, len(items), spec.shots, differs=differs)  # fmt: skip
+                scores.append(row)
         return scores, items
 
     def _answer(self, scorer: Scorer) -> int:

@@ -199,7 +199,9 @@ def _read(path: Path, source: Source, dataset: str) -> Items:
     return Items(rows, path, sha256, source.differs)
 
 
-UNREADABLE = (pa.ArrowException, zipfile.BadZipFile, zlib.error, EOFError, OSError, csv.Error)
+# RuntimeError: JSON that is nested too deep, archives that are encrypted or packed otherwise.
+UNREADABLE = (pa.ArrowException, zipfile.BadZipFile, zlib.error, EOFError, OSError, csv.Error,
+              RuntimeError)  # fmt: skip
 
 
 def _rows(name: str, data: bytes) -> list[Row]:
