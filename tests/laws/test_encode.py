@@ -165,16 +165,3 @@ def test_documents_are_streamed(tmp_path: Path, vocabulary: Vocabulary) -> None:
     for number, chunk in enumerate(chunks, start=1):
         assert taken <= number * encode_module.CHUNK_DOCUMENTS
         del chunk
-
-
-def test_refuses_half_a_surrogate_pair(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    documents = [Document("good", "owl", "s"), Document("bad", "a\ud800b", "s")]
-    with pytest.raises(DataError, match=r"document bad: text is not Unicode; .* character 1"):
-        run(documents, vocabulary, tmp_path / "store")
-    assert not list(tmp_path.iterdir())
-
-
-def test_refuses_no_text(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    with pytest.raises(DataError, match="no text to encode; expected documents; found 2 empty"):
-        run([Document("a", "", "s"), Document("b", "", "s")], vocabulary, tmp_path / "store")
-    assert not list(tmp_path.iterdir())

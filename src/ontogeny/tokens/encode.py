@@ -43,6 +43,14 @@ class _StoreFiles(ExitStack):
         self.num_empty = 0
         self.encoders: set[str] = set()
 
+    def with_text(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents that are not empty; the others are counted."""
+        for document in documents:
+            if document.text:
+                yield document
+            else:
+                self.num_empty += 1
+
     def add(self, documents: list[Document], tokens: np.ndarray, sizes: np.ndarray) -> None:
         """Append documents as their tokens, one after another."""
         self.tokens.add_documents(tokens, sizes)
@@ -89,12 +97,17 @@ def encode(
 ) -> Artifact:
     """Encode documents, in their order and in this process, into a store artifact.
 
-    `config` is recorded together with `eod`. Sources are listed in the order first met.
-    Raises DataError for no documents and for text that is not Unicode.
+    `config` is recorded together with `eod`. Sources are listed in the order first met. Of no
+    documents comes an empty store.
     """
+    ending = [vocabulary.eod] if eod == "end" else []
     with _store(folder, vocabulary, eod, config, inputs) as (draft, files):
-        _encode_into(files, documents, vocabulary, eod)
-        _require_tokens(files)
+        for chunk in _chunks(files.with_text(documents)):
+            tokens, sizes = vocabulary.encoder.encode([document.text for document in chunk])
+            for token in ending:
+                tokens, sizes = np.insert(tokens, np.cumsum(sizes), token), sizes + 1
+            files.add(chunk, tokens, sizes)
+        files.encoders.add(vocabulary.encoder.name)
     return draft.artifact
 
 
@@ -103,37 +116,35 @@ def encode_files(
     vocabulary: Artifact,
     folder: Path,
     *,
-    eod: Eod = "end",
     config: Mapping[str, Any],
     inputs: Mapping[str, Input],
     workers: Workers,
 ) -> Artifact:
-    """Encode the documents of files, as `encode` would one file after another."""
+    """Encode the documents of files, as `encode` would one file after another.
+
+    Raises DataError for no documents.
+    """
     tokenizer = vocabulary.path / TOKENIZER
     with (
-        work_folder(folder, "store", {**config, "eod": eod}, inputs) as work,
-        _store(folder, _loaded(tokenizer), eod, config, inputs) as (draft, files),
+        work_folder(folder, "store", {**config, "eod": "end"}, inputs) as work,
+        _store(folder, _loaded(tokenizer), "end", config, inputs) as (draft, files),
     ):
         tasks = [
-            Task(
-                work / f"{number:05d}",
-                partial(_encode_file, path=path, tokenizer=tokenizer, eod=eod),
-            )
+            Task(work / f"{number:05d}", partial(_encode_file, path=path, tokenizer=tokenizer))
             for number, path in enumerate(paths)
         ]
         for artifact in workers.do(tasks):
             files.append(DocumentStore(artifact))
-        _require_tokens(files)
+        if not files.tokens.num_documents:
+            found = f"{files.num_empty} empty ones"
+            raise DataError("no text to encode", expected="documents", found=found)
     return draft.artifact
 
 
-def _encode_file(folder: Path, path: Path, tokenizer: Path, eod: Eod) -> Artifact:
-    """The store of one file, which may be of no documents."""
-    vocabulary = _loaded(tokenizer)
+def _encode_file(folder: Path, path: Path, tokenizer: Path) -> Artifact:
+    """The store of one file."""
     documents = (document for document, _ in documents_in(path, path.name, path))
-    with _store(folder, vocabulary, eod, {}, {}) as (draft, files):
-        _encode_into(files, documents, vocabulary, eod)
-    return draft.artifact
+    return encode(documents, _loaded(tokenizer), folder, config={}, inputs={})
 
 
 @contextmanager
@@ -164,54 +175,17 @@ def _store(
         }
 
 
-def _encode_into(
-    files: _StoreFiles, documents: Iterable[Document], vocabulary: Vocabulary, eod: Eod
-) -> None:
-    def kept() -> Iterator[Document]:
-        for document in documents:
-            if document.text:
-                yield document
-            else:
-                files.num_empty += 1
-
-    for chunk in _chunks(kept()):
-        tokens, sizes = vocabulary.encoder.encode([document.text for document in chunk])
-        if eod == "end":
-            tokens, sizes = np.insert(tokens, np.cumsum(sizes), vocabulary.eod), sizes + 1
-        files.add(chunk, tokens, sizes)
-    files.encoders.add(vocabulary.encoder.name)
-
-
-def _require_tokens(files: _StoreFiles) -> None:
-    if not files.tokens.num_documents:
-        found = f"{files.num_empty} empty ones"
-        raise DataError("no text to encode", expected="documents", found=found)
-
-
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     chunk: list[Document] = []
     characters = 0
     for document in documents:
-        chunk.append(_checked(document))
+        chunk.append(document)
         characters += len(document.text)
         if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
-
-
-def _checked(document: Document) -> Document:
-    try:
-        document.text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            "text is not Unicode",
-            where=f"document {document.id}",
-            found=f"half a surrogate pair at character {error.start}",
-            fix="repair or remove the document",
-        ) from error
-    return document
 
 
 _loaded = lru_cache(maxsize=1)(load_vocabulary)  # a worker loads its vocabulary once
