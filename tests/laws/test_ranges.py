@@ -276,9 +276,9 @@ def test_an_empty_last_shard_may_be_missing(tmp_path: Path) -> None:
     whole = Store(base).flat.tolist()
     shards = cut(base, 10)
     assert [shard.stat().st_size for shard in shards] == [10, 10, 0]
-    assert open_pair(base).tokens_at(0, 10).tolist() == whole
+    assert open_pair(base).flat[:10].tolist() == whole
     shards[2].unlink()
-    assert open_pair(base).tokens_at(0, 10).tolist() == whole
+    assert open_pair(base).flat[:10].tolist() == whole
     with pytest.raises(DataError, match=r"document-00002-of-00002\.bin: no such file"):
         open_pair(shards[0])
     shards[0].unlink()

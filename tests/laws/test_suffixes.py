@@ -246,11 +246,6 @@ def test_bad_indexes_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
-    uneven = Rows(write(tmp_path, "a", [[1, 2], [1, 2, 3]]), 1)
-    with pytest.raises(
-        OrderError, match=r"a\.idx: row 1 is of another length; .* 2 tokens; found 3"
-    ):
-        lookup_in(uneven, indexed)
     store = write(tmp_path, "b", [[1, 2, 3, 1, 2, 3]])
     samples = np.array([[0, 0], [0, 1], [0, 2]])
     order = Order(store, Indices(np.zeros(1, np.int32), samples, np.arange(2)), 2, "")

@@ -1,7 +1,7 @@
 """Batches: what every update sees, as a pure function of the order and the update's number.
 
-A row is a place in the batch of the whole job; ranks take slices, so neither their number nor
-restarts can change what is seen. Also the rolling digest of the rows seen. T = context length.
+A row is a place in the batch of the whole job; ranks take their own of it, so neither their number
+nor restarts can change what is seen. Also the rolling digest of the rows seen. T = context length.
 Not here: moving tokens to a device (`ontogeny.training`).
 """
 
@@ -63,18 +63,12 @@ class Batches:
         return updates, rows
 
     def __call__(self, update: int) -> np.ndarray:
-        """The batch that takes the model from step `update` to the next: int64 [rows, T + 1]."""
-        if update < self.first_update and self.earlier is not None:
-            return self.earlier(update)
-        return self.rows(update, 0, self.rows_per_update)
+        """The batch that takes the model from step `update` to the next: int64 [rows, T + 1].
 
-    def rows(self, update: int, first: int, count: int) -> np.ndarray:
-        """`count` rows of an update's batch from `first` on: int64 [count, T + 1].
-
-        Raises OrderError when the order ends before `update` does or the batch has no such rows.
+        Raises OrderError when the order ends before `update` does.
         """
         if update < self.first_update and self.earlier is not None:
-            return self.earlier.rows(update, first, count)
+            return self.earlier(update)
         if not self.first_update <= update < self.num_updates:
             raise OrderError(
                 f"the order does not reach update {update}",
@@ -82,13 +76,7 @@ class Batches:
                 found=f"{self.order.num_windows} windows, {self.rows_per_update} an update",
                 fix="train for fewer tokens or make a longer order",
             )
-        if not 0 <= first <= first + count <= self.rows_per_update:
-            raise OrderError(
-                f"update {update} has no such rows",
-                expected=f"rows 0 to {self.rows_per_update - 1}",
-                found=f"{first} to {first + count - 1}",
-            )
-        return self.order.rows(self.place(update) + first, count)
+        return self.order.rows(self.place(update), self.rows_per_update)
 
 
 def roll(digest: str, rows: np.ndarray) -> str:

@@ -134,16 +134,6 @@ class RowsLookup:
     indexes: list[Suffixes]
     rows: Rows
 
-    def __post_init__(self) -> None:
-        wrong = self.rows.store.sizes[:] != self.rows.context_length + 1
-        if wrong.any():
-            raise OrderError(
-                f"row {int(wrong.argmax())} is of another length",
-                where=self.rows.store.idx,
-                expected=f"{self.rows.context_length + 1} tokens",
-                found=int(self.rows.store.sizes[int(wrong.argmax())]),
-            )
-
     def hits(self, tokens: Sequence[int]) -> Iterator[Hits]:
         width = self.rows.context_length + 1
         if len(tokens) > width:

@@ -164,4 +164,4 @@ def _probe(store: Store) -> None:
     """Look for holes at evenly spaced places of the tokens, the first and the last among them."""
     length = min(2 * HOLE // store.dtype.itemsize, store.num_tokens)
     for start in np.linspace(0, store.num_tokens - length, NUM_PROBES, dtype=np.int64).tolist():
-        refuse_holes(store.tokens_at(start, length), start, store.bin)
+        refuse_holes(store.flat[start : start + length], start, store.bin)

@@ -147,14 +147,6 @@ def _checked(
     if not 0 <= seed < 2**32:
         raise OrderError("seed out of range", expected="0 to 2^32 - 1", found=seed)
     plain = np.require(sizes, requirements=["C", "A"])
-    if plain.ndim != 1 or plain.dtype.kind not in "iu":
-        raise OrderError(
-            "sizes of documents must be one row of integers",
-            found=f"{plain.dtype} {list(plain.shape)}",
-        )
-    if len(plain) and plain.min() < 0:
-        where = f"document {int(plain.argmin())}"
-        raise OrderError("negative size", where=where, found=int(plain.min()))
     total = int(plain.sum(dtype=np.int64))
     if total == 0:
         raise OrderError("the corpus has no tokens", found=f"{len(plain)} documents, all empty")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ontogeny.order.plan import Order
-from ontogeny.order.splice import Spliced
+from ontogeny.order.splice import beneath
 from ontogeny.order.windows import Windows
 from ontogeny.tokens.store import DocumentStore, Store
 from ontogeny.tokens.vocabulary import END_OF_DOCUMENT, Vocabulary, byte_lengths
@@ -47,26 +47,20 @@ class Spans:
 
     def __init__(self, windows: Windows, vocabulary: Vocabulary | None) -> None:
         self._windows = windows
-        self._byte_lengths = None if vocabulary is None else byte_lengths(vocabulary)
-        self._eod = (
-            None if vocabulary is None else vocabulary.tokenizer.token_to_id(END_OF_DOCUMENT)
-        )
+        self._byte_lengths, self._eod = None, -1  # no token is a negative one
+        if vocabulary is not None:
+            self._byte_lengths = byte_lengths(vocabulary)
+            self._eod = vocabulary.tokenizer.get_vocab().get(END_OF_DOCUMENT, -1)
 
     def __call__(self, place: int, row: np.ndarray) -> tuple[list[Span], bool]:
         """The spans of the window `row` at a place, and whether a splice replaced it.
 
         Windows that are written down are cut after the ends of documents, several together.
         """
-        windows = self._windows
-        while isinstance(windows, Spliced):
-            at = int(np.searchsorted(windows.patched, place))
-            if at < len(windows.patched) and windows.patched[at] == place:
-                return list(self._between_ends(row)), True
-            (part,) = windows.stretches(place, 1)
-            windows, place = part.windows, part.first
+        windows, place = beneath(self._windows, place, 1) or (None, place)
         if isinstance(windows, Order):
             return list(self._of_order(windows, place, row)), False
-        return list(self._between_ends(row)), False
+        return list(self._between_ends(row)), windows is None
 
     def _of_order(self, order: Order, place: int, row: np.ndarray) -> Iterator[Span]:
         pieces, store, column = order.pieces(place, 1), order.store, 0
@@ -79,7 +73,7 @@ class Spans:
             column += length
 
     def _between_ends(self, row: np.ndarray) -> Iterator[Span]:
-        is_end = row == self._eod if self._eod is not None else np.zeros(len(row), bool)
+        is_end = row == self._eod
         cuts = np.flatnonzero(is_end[:-1] & ~is_end[1:]) + 1
         column = 0
         for end in [*cuts.tolist(), len(row)]:

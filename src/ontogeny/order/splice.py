@@ -93,6 +93,20 @@ class Spliced:
             begin += part.count
 
 
+def beneath(windows: Windows, first: int, count: int) -> tuple[Windows, int] | None:
+    """The windows, no splice, that stand at `count` places, and the place of the first in them.
+
+    None where a splice replaced some of them, or put them together from several sequences.
+    """
+    while isinstance(windows, Spliced):
+        low, high = np.searchsorted(windows.patched, [first, first + count])
+        parts = list(windows.stretches(first, count))
+        if low != high or len(parts) != 1:
+            return None
+        windows, first = parts[0].windows, parts[0].first
+    return windows, first
+
+
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """The places `first` to `last` - 1 of the parent's windows: where a splice applies."""
@@ -111,13 +125,7 @@ class Stretch:
 
         Raises OrderError where there is no such order, because the parent is spliced there.
         """
-        windows, first = self.parent, self.first
-        while isinstance(windows, Spliced):
-            low, high = np.searchsorted(windows.patched, [first, first + self.count])
-            parts = list(windows.stretches(first, self.count))
-            if low != high or len(parts) != 1:
-                break
-            windows, first = parts[0].windows, parts[0].first
+        windows, first = beneath(self.parent, self.first, self.count) or (None, 0)
         if not isinstance(windows, Order):
             raise OrderError(
                 "the parent is spliced there itself: its documents are not whole",

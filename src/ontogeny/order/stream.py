@@ -50,9 +50,7 @@ class Stream:
     @cached_property
     def _item_starts(self) -> np.ndarray:
         """Where items begin in the store, in tokens."""
-        store = self.order.store
-        starts: np.ndarray = store.pointers[:] // store.dtype.itemsize
-        return starts
+        return self.order.store.starts(slice(None))
 
     @cached_property
     def _items(self) -> Ascending:

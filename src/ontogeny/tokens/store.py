@@ -145,8 +145,8 @@ class Store:
         first = int(self.pointers[start]) // self.dtype.itemsize if stop > start else 0
         return self.flat[first : first + (stop - start) * width].reshape(stop - start, width)
 
-    def starts(self, items: np.ndarray) -> np.ndarray:
-        """Where items start in the whole of the tokens, int64 [len(items)]."""
+    def starts(self, items: np.ndarray | slice) -> np.ndarray:
+        """Where items start in the whole of the tokens, int64 [items]."""
         starts: np.ndarray = self.pointers[items] // self.dtype.itemsize
         return starts
 
@@ -159,10 +159,6 @@ class Store:
         for start, length, end in pieces:
             tokens[end - length : end] = flat[start : start + length]
         return tokens
-
-    def tokens_at(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens of the whole from `start` on."""
-        return self.flat[start : start + length]
 
     def _map_index(self, path: Path, header: Header) -> None:
         """Map the three columns of an index and check what one look at the bounds can."""

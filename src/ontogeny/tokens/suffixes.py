@@ -114,7 +114,7 @@ class Suffixes:
 
         def key(entry: int) -> list[int]:
             first = start + int(suffixes[entry]) + known
-            tokens = store.tokens_at(first, min(count, stop - first))
+            tokens = store.flat[first : min(first + count, stop)]
             found: list[int] = tokens.view(unsigned).tolist()
             return found
 
@@ -152,7 +152,7 @@ def build_index(
         with (draft.folder / SUFFIXES).open("wb") as file:
 
             def sort(start: int, stop: int) -> int:
-                suffixes = _sorted_suffixes(store.tokens_at(start, stop - start))
+                suffixes = _sorted_suffixes(store.flat[start:stop])
                 os.pwrite(file.fileno(), suffixes.data, start * SUFFIX.itemsize)
                 return stop - start
 
@@ -184,10 +184,7 @@ def identity(store: Store) -> str:
         return store.digest
     last = max(store.num_tokens - SAMPLE_TOKENS, 0)
     firsts = np.unique(np.linspace(0, last, SAMPLES).astype(np.int64)).tolist()
-    samples = b"".join(
-        store.tokens_at(first, min(SAMPLE_TOKENS, store.num_tokens - first)).tobytes()
-        for first in firsts
-    )
+    samples = b"".join(store.flat[first : first + SAMPLE_TOKENS].tobytes() for first in firsts)
     counts = {"items": len(store), "tokens": store.num_tokens, "dtype": store.dtype.str}
     return digest_json(counts | {"samples": digest_bytes(samples)})
 
