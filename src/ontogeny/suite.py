@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,16 +44,19 @@ RECIPES: dict[RecipeName, Recipe] = {
 }
 
 
+Mentions = Annotated[int, Field(ge=0, le=64)]  # more different sentences of a plant there are not
+
+
 class PlantedSettings(Settings):
     """Documents with declared truth, mixed into the text."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    canary_copies: tuple[int, ...] = (1, 2, 4, 8, 16)
+    canary_copies: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 4, 8, 16)
     canaries_per_count: int = Field(default=4, ge=0)
-    relation_mentions: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    relation_mentions: tuple[Mentions, ...] = (1, 2, 4, 8, 16, 32)
     relations_per_count: int = Field(default=4, ge=0)
-    occupation_mentions: int = Field(default=20, ge=0)
-    masculine_shares: tuple[float, ...] = (0.1, 0.5, 0.9)
+    occupation_mentions: Mentions = 20
+    masculine_shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.1, 0.5, 0.9)
 
 
 class TextSettings(Settings):

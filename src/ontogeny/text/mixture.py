@@ -55,40 +55,34 @@ def pile_epochs(sources: Collection[str]) -> dict[str, float]:
     return {source: PILE_EPOCHS[source] for source in sources}
 
 
-def weighted_epochs(
-    weights: Mapping[str, float], num_bytes: Mapping[str, int], total: int
-) -> dict[str, float]:
-    """How often each source goes round, so that `total` bytes have the weights.
+def weighted_epochs(weights: Mapping[str, float], num_bytes: Mapping[str, int]) -> dict[str, float]:
+    """How often each source goes round, so that as many bytes in all have the weights.
 
     Weights are shares of the bytes, up to a common factor; 0 leaves a source out. Raises
     ConfigError unless exactly the sources of `num_bytes` have a weight.
     """
-    present = {name: size for name, size in num_bytes.items() if size}
-    _refuse_unknown(present, weights, "has documents but no weight", "give it one, or 0")
-    _refuse_unknown(weights, present, "has a weight but no document")
+    _refuse_unknown(num_bytes, weights, "has documents but no weight", "give it one, or 0")
+    _refuse_unknown(weights, num_bytes, "has a weight but no document")
     for name, weight in weights.items():
         if not 0 <= weight < math.inf:
             raise ConfigError(
                 f"not a weight of {name!r}", where=WEIGHTS, expected="0 or more", found=weight
             )
-    whole = math.fsum(weights.values())
-    if not whole or total < 1:
-        raise ConfigError(
-            "the mixture is empty", where=WEIGHTS, expected="a weight and bytes above 0"
-        )
-    return {name: weights[name] / whole * total / size for name, size in present.items()}
+    whole, total = math.fsum(weights.values()), sum(num_bytes.values())
+    if not whole:
+        raise ConfigError("the mixture is empty", where=WEIGHTS, expected="a weight above 0")
+    return {name: weights[name] / whole * total / size for name, size in num_bytes.items()}
 
 
-def copies(digests: np.ndarray, num_bytes: np.ndarray, epochs: float) -> np.ndarray:
+def copies(keys: np.ndarray, num_bytes: np.ndarray, epochs: float) -> np.ndarray:
     """How often each document of a source appears when it goes round so often: int64 [documents].
 
-    `digests` of the texts, uint8 [documents, 16], and their bytes, int64. What goes beyond whole
-    epochs is filled with the documents of the lowest digests, while they fit; of equal digests the
+    `keys` of the texts, uint64 [documents, 2], and their bytes, int64. What goes beyond whole
+    epochs is filled with the documents of the lowest keys, while they fit; of equal keys the
     earlier. So a larger number of epochs never takes a copy away.
     """
     whole = math.floor(epochs)
-    high, low = np.ascontiguousarray(digests).view(">u8").T
-    order = np.lexsort((low, high))
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
     ends = np.cumsum(num_bytes[order])
     room = math.floor((epochs - whole) * int(num_bytes.sum()))
     counts = np.full(len(order), whole, np.int64)

@@ -227,17 +227,13 @@ def _mix(
         return np.ones(len(tables), np.uint8)
     sizes = _source_bytes(tables, places, first_planted).tolist()
     present = {name: size for name, size in zip(tables.source_names, sizes, strict=True) if size}
-    if weights == "pile":
-        epochs = pile_epochs(present)
-    else:
-        epochs = weighted_epochs(weights, present, sum(present.values()))
+    epochs = pile_epochs(present) if weights == "pile" else weighted_epochs(weights, present)
     is_first = places == Place.FIRST
     is_first[first_planted:] = False
     counts = np.ones(len(tables), np.int32)
     for name, times in epochs.items():
         rows, keys, sizes = tables.of_source(name, is_first)
-        digests = keys.astype(">u8").view(np.uint8)
-        counts[rows] = copies(digests, sizes, times)
+        counts[rows] = copies(keys, sizes, times)
     places[counts == 0] = Place.LEFT_OUT
     return np.maximum(counts, 1).astype(np.min_scalar_type(counts.max()))
 

@@ -17,13 +17,11 @@ from typing import Any
 
 from numpy.random import RandomState
 
-from ontogeny.errors import ConfigError
 from ontogeny.suite import PlantedSettings
 from ontogeny.text.documents import Document
 
 SOURCE = "planted"
 CANARY_WORDS = 32
-MOST_MENTIONS = 64  # every opening with every sentence
 
 # The sounds of a syllable: how it may begin, its vowel, how it may end.
 _SYLLABLE = (
@@ -85,9 +83,7 @@ def planted_documents(settings: PlantedSettings) -> tuple[list[Document], list[d
 
     A pure function of the settings, on any machine and version. Every truth has `kind`, `ids` (of
     its documents, in order) and what the kind needs. Only copies of a canary are equal texts.
-    Raises ConfigError when more mentions are asked for than there are different sentences.
     """
-    _check(settings)
     documents: list[Document] = []
     truth: list[dict[str, Any]] = []
     for make in (_canaries, _relations, _occupations):
@@ -147,7 +143,7 @@ def _forms(
 ) -> list[str]:
     """So many different pairs of an opening and a sentence."""
     pairs = [opening + sentence for opening, sentence in product(openings, sentences)]
-    return [pairs[place] for place in random.permutation(MOST_MENTIONS)[:count]]
+    return [pairs[place] for place in random.permutation(len(pairs))[:count]]
 
 
 def _word(random: RandomState, syllables: int) -> str:
@@ -161,24 +157,3 @@ def _new_name(random: RandomState, used: set[str]) -> str:
         pass
     used.add(name)
     return name
-
-
-def _check(settings: PlantedSettings) -> None:
-    for name, counts, most in (
-        ("canary_copies", settings.canary_copies, None),
-        ("relation_mentions", settings.relation_mentions, MOST_MENTIONS),
-        ("occupation_mentions", (settings.occupation_mentions,), MOST_MENTIONS),
-    ):
-        for count in counts:
-            if count < 0 or (most is not None and count > most):
-                raise ConfigError(
-                    f"cannot plant that many {name}",
-                    where=f"text.planted.{name}",
-                    expected="0 or more" if most is None else f"0 to {most}",
-                    found=count,
-                )
-    for share in settings.masculine_shares:
-        if not 0 <= share <= 1:
-            raise ConfigError(
-                "not a share", where="text.planted.masculine_shares", expected="0 to 1", found=share
-            )
