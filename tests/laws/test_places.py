@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ontogeny.errors import DataError
 from ontogeny.suite import TextSettings
 from ontogeny.text.dedup import normalised
 from ontogeny.text.documents import Document, work_of
@@ -156,6 +157,20 @@ def test_the_first_repeated_id_is_found(tmp_path: Path) -> None:
             repeated_row(Tables(shards(tmp_path / str(most_rows), documents, 1), None, most_rows))
             == 5
         )
+
+
+def test_more_sources_than_can_be_told_apart_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In what one task reads, and in what all of them do."""
+    each = [Document(f"{number}", "x", f"{number:05d}") for number in range((1 << 16) + 1)]
+    message = "source '65536': too many sources: .*; expected at most 65536; found 65537"
+    with pytest.raises(DataError, match=message):
+        shards(tmp_path / "one", [*each, *each], 1 << 20)
+    several = shards(tmp_path / "several", each[:6], 1 << 20)
+    monkeypatch.setattr("ontogeny.text.shards.MOST_SOURCES", 5)
+    with pytest.raises(DataError, match="expected at most 5; found 6; try: leave 'source'"):
+        Tables(several)
 
 
 @given(st.lists(st.integers(1, 9), max_size=30), st.integers(0, 60))

@@ -22,7 +22,7 @@ import numpy as np
 from ontogeny.suite import TextSettings
 from ontogeny.text.dedup import text_digest
 from ontogeny.text.mixture import copies, pile_epochs, weighted_epochs
-from ontogeny.text.shards import Shard, as_keys
+from ontogeny.text.shards import Shard, as_keys, require_few
 
 MOST_ROWS = 1 << 23  # sorted together, in 1.4 GB
 SCATTER = np.uint64(0x9E3779B97F4A7C15)  # an odd number spreads small ones, each to its own
@@ -68,6 +68,7 @@ class Tables:
         self.shards = list(shards)
         self.starts = np.cumsum([0, *map(len, self.shards)])
         self.source_names = sorted({name for shard in shards for name in shard.sources})
+        require_few(self.source_names)
         self._codes = {name: code for code, name in enumerate(self.source_names)}
         self._near, self._most_rows = near, most_rows
         # The columns in which alike documents have the same key, and what the later ones are.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ontogeny.artifact import Artifact, writing
+from ontogeny.errors import DataError
 from ontogeny.suite import Normalisation
 from ontogeny.text.dedup import text_digest
 from ontogeny.text.documents import Document, json_line, work_of
@@ -31,6 +32,7 @@ LINES = ".jsonl.zst"
 # its work under the suite's seed; its source, as a place in the shard's list; its bytes of text.
 COLUMNS = {"id": "2<u8", "text": "2<u8", "work": "2<u8", "source": "<u2", "bytes": "<i8"}
 ROW_BYTES = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
+MOST_SOURCES = 1 << 16  # that tables, and stores after them, can tell apart
 BLOCK = 1 << 20  # bytes of lines written together
 
 Read = Callable[[], Iterable[tuple[Document, str]]]  # documents, each with its place for messages
@@ -108,6 +110,18 @@ def write_shards(
     return draft.artifact
 
 
+def require_few(sources: Collection[str]) -> None:
+    """Raise DataError unless there are as few sources as tables can tell apart."""
+    if len(sources) > MOST_SOURCES:
+        raise DataError(
+            "too many sources: they are the kinds of text a corpus is made of",
+            where=f"source {max(sources)!r}",
+            expected=f"at most {MOST_SOURCES}",
+            found=len(sources),
+            fix="leave 'source' and 'meta' out, or name what belongs together alike",
+        )
+
+
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
     """Write lines, compressed if the name ends in `.zst`, in blocks: a call a line costs more."""
     with pa.output_stream(path) as stream, io.BufferedWriter(stream, BLOCK) as file:
@@ -144,6 +158,7 @@ class _Table:
         return json_line(document)
 
     def write(self, path: Path) -> None:
+        require_few(self.sources)
         with path.open("xb") as file:
             for digests in self.keys.values():
                 file.write(as_keys(bytes(digests)).tobytes())
