@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,13 @@ def row_lists(draw: st.DrawFn, width: int, most: int = 6) -> list[list[int]]:
     return draw(st.lists(row, min_size=1, max_size=most))
 
 
+def test_tokens_of_more_than_32_bits_are_none_of_a_store(tmp_path: Path) -> None:
+    order = ordered(write(tmp_path, "t", [[1, 2], [3, 1]]), 3, 1, False, 0)
+    (window,) = order.rows(0, 1).tolist()
+    assert len(found_in(order, window[1:3])[1]) == 1  # across the join
+    assert len(found_in(order, [window[1], window[2] + 2**32])[1]) == 0
+
+
 def test_a_string_may_end_with_the_stream(tmp_path: Path) -> None:
     order = ordered(write(tmp_path, "t", [[1, 1], [2, 2]]), 3, 1, False, 0)
     (window,) = order.rows(0, 1).tolist()
@@ -251,6 +259,17 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     order = Order(store, Indices(np.zeros(1, np.int32), samples, np.arange(2)), 2, "")
     with pytest.raises(OrderError, match="windows share more than a token"):
         list(lookup_in(order, indexed).hits([1]))
+
+
+def test_an_index_is_whole_where_little_is_written_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Linux writes 2 GB at most, and a shard with a long document is larger."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:10], at))
+    store = write(tmp_path, "a", [[3, 1, 2] * 40])
+    suffixes = np.fromfile(build_index(store, tmp_path / "x").path / "suffixes.bin", "<u4")
+    assert sorted(suffixes.tolist()) == list(range(120))
 
 
 def test_an_index_takes_four_bytes_a_token(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 
 from ontogeny.order.stream import Stream
 
+LARGEST = 2**32 - 1  # of the tokens that make a pair
+
 
 @dataclass(frozen=True)
 class Joins:
@@ -35,6 +37,8 @@ class Joins:
         """Where in the stream `tokens` begin in another document than they end in."""
         string = np.array(tokens, np.int64)
         cuts, pairs = self._sorted
+        if string.max() > LARGEST:
+            return cuts[:0]
         wanted = _pairs(string[:-1], string[1:])
         lows, highs = (np.searchsorted(pairs, wanted, side) for side in ("left", "right"))
         heads = np.repeat(np.arange(1, len(string)), highs - lows)  # tokens before the join
@@ -61,5 +65,5 @@ class Joins:
 
 def _pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """One number for each pair of tokens."""
-    pairs: np.ndarray = left.astype(np.int64) << 32 | right.astype(np.int64) & 0xFFFFFFFF
+    pairs: np.ndarray = left.astype(np.int64) << 32 | right.astype(np.int64) & LARGEST
     return pairs

@@ -149,18 +149,19 @@ def build_index(
     require_space(folder, store.num_tokens * SUFFIX.itemsize)
     made_of = {"store": store.artifact if isinstance(store, DocumentStore) else identity(store)}
     with writing(folder, KIND, config={"shard_tokens": shard_tokens}, inputs=made_of) as draft:
-        with (draft.folder / SUFFIXES).open("wb") as file:
+        path = draft.folder / SUFFIXES
+        path.touch()
 
-            def sort(start: int, stop: int) -> int:
-                suffixes = _sorted_suffixes(store.flat[start:stop])
-                os.pwrite(file.fileno(), suffixes.data, start * SUFFIX.itemsize)
-                return stop - start
+        def sort(start: int, stop: int) -> int:
+            suffixes = _sorted_suffixes(store.flat[start:stop])
+            with path.open("r+b") as file:  # of its own, as others write meanwhile
+                file.seek(start * SUFFIX.itemsize)
+                file.write(suffixes.data)
+            return stop
 
-            done = 0
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for count in pool.map(sort, bounds, bounds[1:]):
-                    done += count
-                    observe(done, store.num_tokens)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done in pool.map(sort, bounds, bounds[1:]):
+                observe(done, store.num_tokens)
         draft.facts |= {"num_tokens": store.num_tokens, "bounds": bounds}
     return draft.artifact
 
