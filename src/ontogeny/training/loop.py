@@ -10,9 +10,8 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -107,7 +106,7 @@ def require_same_bits(run: Run, start: Start, ranks: Ranks) -> None:
         )
 
 
-class Saver:
+class Saver(AbstractContextManager["Saver"]):
     """What is saved when: checkpoints at the run's steps, full states at some, a rolling one.
 
     The tensors are copied to the CPU's memory; a thread writes them while updates go on. One save
@@ -121,15 +120,7 @@ class Saver:
         self._thread = ThreadPoolExecutor(1, "save")
         self._writing = self._thread.submit(lambda: None)  # nothing yet
 
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._thread.shutdown()
         self._writing.result()
 

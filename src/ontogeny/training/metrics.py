@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from ontogeny.errors import ConfigError
@@ -42,7 +42,7 @@ def _whole(path: Path) -> Iterator[tuple[UpdateMetrics, int]]:
             yield row, end
 
 
-class MetricsFile:
+class MetricsFile(AbstractContextManager["MetricsFile"]):
     """The metrics of a run, open for the updates from `update` on."""
 
     def __init__(self, path: Path, update: int) -> None:
@@ -51,15 +51,7 @@ class MetricsFile:
         self._file: IO[bytes] = path.open("ab")
         self._file.truncate(ends[update - 1] if update else 0)
 
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._file.close()
 
     def write(self, row: UpdateMetrics) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Rows:
     digest: str
 
 
-class Feed:
+class Feed(AbstractContextManager["Feed"]):
     """Gives the rows of one update after another, from a run's progress up to update `end`.
 
     `waited` counts the seconds for which rows were asked for and not there yet.
@@ -52,15 +52,7 @@ class Feed:
         for _ in range(AHEAD):
             self._read_one_more()
 
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._thread.shutdown(cancel_futures=True)
 
     def take(self) -> Rows:
