@@ -33,7 +33,7 @@ from ontogeny.training.metrics import MetricsFile, Sink
 from ontogeny.training.parts import gathered, staged
 from ontogeny.training.prefetch import Feed
 from ontogeny.training.ranks import ALONE, Ranks
-from ontogeny.training.run import Run, Start, locked
+from ontogeny.training.run import Run, locked
 from ontogeny.training.update import State, require_fit, resumed, take_update
 
 
@@ -65,7 +65,10 @@ def train(
         stop = stack.enter_context(stop_signals())
         start = run.start(batches.start, ranks)
         if not other_bits:
-            require_same_bits(run, start, ranks)
+            machine.require_same_bits(
+                start.bits, ranks.bits(settings), start.progress.step, run.path,
+                "--other-bits to go on all the same (it is recorded)",
+            )  # fmt: skip
         state = resumed(run, start, ranks)
         saver = stack.enter_context(Saver(run, state))
         metrics = None
@@ -90,20 +93,6 @@ def train(
             if leaving and state.progress.step < settings.num_updates:
                 raise Stopped(state.progress.step, stop.number or signal.SIGTERM)
         saver.clean()
-
-
-def require_same_bits(run: Run, start: Start, ranks: Ranks) -> None:
-    """Refuse to go on with another torch, processor or number of threads: other bits would come."""
-    here = ranks.bits(run.settings)
-    name = machine.differing(start.bits, here)
-    if name is not None:
-        raise CheckpointError(
-            f"step {start.progress.step} was computed with another {name}",
-            where=run.path,
-            expected=start.bits[name],
-            found=here.get(name),
-            fix="that one again, or --other-bits to go on all the same (it is recorded)",
-        )
 
 
 class Saver(AbstractContextManager["Saver"]):

@@ -15,11 +15,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ontogeny.errors import ConfigError
+from ontogeny.errors import CheckpointError, ConfigError
 from ontogeny.model.arithmetic import bits as arithmetic_bits
 from ontogeny.model.arithmetic import threads
 from ontogeny.model.neox import DTYPES
@@ -123,12 +124,12 @@ def compiler() -> str:
     return told.stdout.partition("\n")[0]
 
 
-def keep_freed_memory() -> bool:
-    """Tell the C library to keep freed memory for the next update; False where it has no say."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    library = ctypes.CDLL(None)
-    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+def keep_freed_memory() -> None:
+    """Tell the C library to keep freed memory for the next update, where it is glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def bits(*, compiled: bool = False) -> dict[str, Any]:
@@ -140,9 +141,22 @@ def bits(*, compiled: bool = False) -> dict[str, Any]:
     }
 
 
-def differing(recorded: Mapping[str, object], here: Mapping[str, object]) -> str | None:
-    """The first recorded thing that is not so here; None where the bits will be the same."""
-    return next((name for name, value in recorded.items() if here.get(name) != value), None)
+def require_same_bits(
+    recorded: Mapping[str, object], here: Mapping[str, object], step: int, where: Path, fix: str
+) -> None:
+    """Refuse another torch, processor or number of threads than was recorded with a step.
+
+    Other bits would come. Raises CheckpointError naming the first thing that is not so here.
+    """
+    for name, value in recorded.items():
+        if here.get(name) != value:
+            raise CheckpointError(
+                f"step {step} was computed with another {name}",
+                where=where,
+                expected=value,
+                found=here.get(name),
+                fix=f"that one again, or {fix}",
+            )
 
 
 def require_precision(precision: Precision) -> torch.dtype:

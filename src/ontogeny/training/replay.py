@@ -115,7 +115,7 @@ def replay(
     with ExitStack() as stack:
         stack.enter_context(machine.arithmetic(run.settings.training))
         origin, state = _origin(run, batches, step, start)
-        if not tolerant:
+        if origin.progress.step < step and not tolerant:
             _require_same_bits(run, origin, step)
         record = _Record(run, origin.progress.step, step, tolerant)
         feed = stack.enter_context(Feed(batches, state.progress, step, machine.device()))
@@ -260,20 +260,12 @@ def _origin(run: Run, batches: Batches, step: int, start: int | None) -> tuple[S
 def _require_same_bits(run: Run, origin: Start, step: int) -> None:
     """Refuse other arithmetic than that of the state and of the checkpoints up to that after."""
     start, here = origin.progress.step, ALONE.bits(run.settings)
-    kept = [there for there in list_steps(run.path) if there > start]
-    up_to = next((there for there in kept if there >= step), step)
-    bits = {start: origin.bits} | {
-        there: open_artifact(step_folder(run.path, there), "checkpoint").provenance.get("bits", {})
-        for there in kept
-        if there <= up_to
-    }
-    for there, recorded in bits.items() if start < step else ():
-        name = machine.differing(recorded, here)
-        if name is not None:
-            raise CheckpointError(
-                f"step {there} was computed with another {name}",
-                where=run.path,
-                expected=recorded[name],
-                found=here.get(name),
-                fix="that one again, or --tolerance to measure the deviation",
-            )
+    after = [there for there in list_steps(run.path) if there > start]
+    up_to = next((there for there in after if there >= step), step)
+    fix = "--tolerance to measure the deviation"
+    machine.require_same_bits(origin.bits, here, start, run.path, fix)
+    for there in after:
+        if there <= up_to:
+            kept = open_artifact(step_folder(run.path, there), "checkpoint")
+            recorded = kept.provenance.get("bits", {})
+            machine.require_same_bits(recorded, here, there, run.path, fix)
