@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ontogeny.checkpoints.model import load_model
 from ontogeny.config import build, read_toml
 from ontogeny.errors import ConfigError
 from ontogeny.model import hf
@@ -186,7 +185,7 @@ def test_merged_layers_compute_what_the_originals_do(
 ) -> None:
     """As trained, with the tanh form, which is ours; and with the exact one, as hubs say."""
     import_layers(golden / case / "global_step7", tmp_path / "model", num_heads=4)
-    trained = load_model(tmp_path / "model").float()
+    trained = hf.load(tmp_path / "model").float()
     assert trained.shape.activation == "gelu_tanh"
     shape = trained.shape.model_copy(update={"activation": activation})
     weights = {hf.to_file_name(name): tensor for name, tensor in trained.state_dict().items()}

@@ -5,7 +5,8 @@ digest of every tensor, of the rows consumed so far and of the checkpoint before
 `states/step512/` is what a run needs besides to go on from there: the optimizer's state, and the
 weights (with their `config.json`) where no checkpoint keeps them. It is one file of each where one
 rank trains, else a file of every rank's parts (`shards.py`). A state can be removed; no
-checkpoint's identity knows it.
+checkpoint's identity knows it. A *model*, which was trained elsewhere, has a checkpoint's layout
+and belongs to no run: it has no step, parent or rows.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ class Progress:
     step: int
     tokens: int
     rows_digest: str
+
+
+def save_model(
+    folder: Path, model: NeoX, *, config: Mapping[str, Any], files: Mapping[str, Path]
+) -> Artifact:
+    """Publish a model that was read from `files`, which the manifest names as they are here."""
+    inputs = {name: digest_file(path) for name, path in files.items()}
+    with artifact.writing(folder, "model", config=config, inputs=inputs) as draft:
+        draft.facts["tensors"] = tensor_digests(model)
+        hf.save(model, draft.folder)
+    return draft.artifact
 
 
 def list_states(run: Path) -> list[int]:
@@ -141,7 +153,14 @@ def load_checkpoint(run: Path, step: int) -> NeoX:
     for name in opened.files.keys() - {hf.WEIGHTS}:  # those are checked tensor by tensor
         if digest_file(opened.path / name) != opened.files[name]["sha256"]:
             raise CheckpointError("is not the file recorded", where=opened.path / name)
-    return checked_model(hf.load(opened.path), opened.facts["tensors"], opened.path)
+    model, recorded = hf.load(opened.path), opened.facts["tensors"]
+    for name, found in tensor_digests(model).items():
+        if recorded.get(name) != found:
+            raise CheckpointError(
+                f"tensor {name} is not the one recorded", where=opened.path,
+                expected=recorded.get(name), found=found,
+            )  # fmt: skip
+    return model
 
 
 def open_state(run: Artifact, step: int) -> tuple[Artifact, Artifact]:
@@ -218,17 +237,6 @@ def digest_tensor(tensor: Tensor) -> str:
     """The digest of a tensor's bytes in C order: the digest of its range in a safetensors file."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return digest_bytes(flat.view(torch.uint8).numpy().data)
-
-
-def checked_model(model: NeoX, recorded: Mapping[str, Any], where: Path) -> NeoX:
-    """The model, if its tensors are those recorded. Raises CheckpointError naming another one."""
-    for name, found in tensor_digests(model).items():
-        if recorded.get(name) != found:
-            raise CheckpointError(
-                f"tensor {name} is not the one recorded", where=where,
-                expected=recorded.get(name), found=found,
-            )  # fmt: skip
-    return model
 
 
 def open_checkpoint(run: Path, step: int) -> Artifact:

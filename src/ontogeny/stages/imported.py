@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ontogeny.artifact import Artifact
-from ontogeny.checkpoints.model import save_model
 from ontogeny.checkpoints.neox_layers import Layers, read_layers
+from ontogeny.checkpoints.store import save_model
 from ontogeny.config import build
 from ontogeny.errors import CheckpointError, ConfigError
 from ontogeny.model import hf
