@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import errno
 import functools
+import glob
 import json
 import os
 import platform
@@ -358,7 +359,7 @@ def _check_form(artifact: Artifact) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what writers of `path` that no longer live left beside it."""
-    for leftover in path.parent.glob(f".{path.name}.writing-*"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.writing-*"):
         owner = leftover.name.rpartition("-")[2]
         # What bears our own number was left by a dead process that had it before, as every start
         # in a container may.

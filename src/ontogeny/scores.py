@@ -12,6 +12,7 @@ Not here: how anything is measured (`evaluation`) or drawn (`report`).
 from __future__ import annotations
 
 import fcntl
+import glob
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -184,7 +185,8 @@ class ScoreStore:
             self._hold(held, self.folder, whole, patiently)
             if member is not None:
                 self._hold(held, self.of_member(member), fcntl.LOCK_EX, patiently)
-            for old in self.folder.glob(f"member={'*' if member is None else member}/.step=*.old"):
+            held_of = "*" if member is None else glob.escape(member)
+            for old in self.folder.glob(f"member={held_of}/.step=*.old"):
                 _mend(old)
             yield
 

@@ -131,13 +131,14 @@ def test_leftovers_of_the_dead_go_and_of_the_living_stay(tmp_path: Path) -> None
     assert names(tmp_path) == [others.name, "thing"]
 
 
-def test_a_leftover_of_a_dead_writer_with_our_number_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thing", "thing [1]*"])
+def test_a_leftover_of_a_dead_writer_with_our_number_goes(tmp_path: Path, name: str) -> None:
     # In a container every start may have the same process number.
-    ours = tmp_path / f".thing.writing-{os.getpid()}"
+    ours = tmp_path / f".{name}.writing-{os.getpid()}"
     ours.mkdir()
     (ours / "part").write_bytes(b"...")
-    assert set(write(tmp_path / "thing").files) == set(FILES)
-    assert names(tmp_path) == ["thing"]
+    assert set(write(tmp_path / name).files) == set(FILES)
+    assert names(tmp_path) == [name]
 
 
 def test_a_place_that_holds_no_artifact(tmp_path: Path) -> None:

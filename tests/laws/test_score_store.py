@@ -120,20 +120,23 @@ def test_a_stage_s_digest(tmp_path: Path) -> None:
         stage_digest(tmp_path, stage)
 
 
+@pytest.mark.parametrize("member", ["2m", "a[b]*"])
 @pytest.mark.parametrize("is_new_there", [True, False])
-def test_what_a_kill_left_half_exchanged_is_mended(tmp_path: Path, is_new_there: bool) -> None:
-    store = ScoreStore(tmp_path)
-    add(store, cell("piqa"))
-    path = store.path("2m", 8)
+def test_what_a_kill_left_half_exchanged_is_mended(
+    tmp_path: Path, is_new_there: bool, member: str
+) -> None:
+    store, place = ScoreStore(tmp_path), replace(PLACE, member=member)
+    add(store, cell("piqa"), place=place)
+    path = store.path(member, 8)
     old = path.with_name(".step=8.old")
     shutil.copytree(path, old)
     if not is_new_there:
         shutil.rmtree(path)
-    with store.locked("2m"):
-        assert store.cells("2m", 8) == [cell("piqa")]
+    with store.locked(member):
+        assert store.cells(member, 8) == [cell("piqa")]
     assert not old.exists()
-    add(store, cell("sciq"))
-    assert len(store.cells("2m", 8)) == 2
+    add(store, cell("sciq"), place=place)
+    assert len(store.cells(member, 8)) == 2
 
 
 @pytest.mark.parametrize(
