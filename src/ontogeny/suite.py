@@ -173,9 +173,9 @@ class SizeSettings(Settings):
 class MemberRows(Settings):
     """One row of the table, or several: every size with every corpus and seed named."""
 
-    size: tuple[str, ...]
-    corpus: tuple[Corpus, ...] = ("standard",)
-    init_seed: tuple[int, ...] = (0,)
+    size: tuple[str, ...] = Field(min_length=1)
+    corpus: tuple[Corpus, ...] = Field(default=("standard",), min_length=1)
+    init_seed: tuple[int, ...] = Field(default=(0,), min_length=1)
     rows_per_update: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
 
