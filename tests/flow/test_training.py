@@ -14,10 +14,17 @@ import torch
 
 from grown import CONTEXT, Enough, Ground, begin, settings, stop_after
 from ontogeny.artifact import open_artifact
-from ontogeny.checkpoints.store import drop_states, list_states, load_checkpoint
+from ontogeny.checkpoints.store import (
+    OPTIMIZER,
+    drop_states,
+    list_states,
+    load_checkpoint,
+    read_tensors,
+)
 from ontogeny.config import build
 from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError, Stopped, TrainingError
+from ontogeny.model import hf
 from ontogeny.model.init import initial_model
 from ontogeny.order.batches import roll
 from ontogeny.results import UpdateMetrics, read_metrics
@@ -313,9 +320,22 @@ def test_the_optimizer_comes_back(ground: Ground) -> None:
     fresh = AdamW(model, settings())
     fresh.restore(state)
     assert all(torch.equal(state[name], tensor) for name, tensor in fresh.named_state().items())
-    del state["exp_avg.embed_in.weight"]
-    with pytest.raises(CheckpointError, match="does not fit"):
-        fresh.restore(state)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    hf.write_tensors({"a": torch.ones(3), "b": torch.ones(1)}, tmp_path / OPTIMIZER)
+    there = {"a": torch.zeros(3)}
+    read_tensors(tmp_path, there)
+    assert there["a"].tolist() == [1.0, 1.0, 1.0]
+    for name in ("a", "b"):  # either would spread to the shape asked for
+        told = rf"tensor {name} does not fit the model; expected \[2, 3\]; found \[[31]\]"
+        with pytest.raises(CheckpointError, match=told):
+            read_tensors(tmp_path, {name: torch.zeros(2, 3)})
+    with pytest.raises(CheckpointError, match="missing tensor c"):
+        read_tensors(tmp_path, {"c": torch.zeros(1)})
+    (tmp_path / OPTIMIZER).write_bytes(b"not one")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_tensors(tmp_path, there)
 
 
 def test_tensorboard_gets_every_update(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grown import settings
-from ontogeny.errors import CheckpointError, ConfigError
+from ontogeny.errors import ConfigError
 from ontogeny.training.scaling import LossScale, loss_scale
 
 rules = st.fixed_dictionaries(
@@ -62,16 +62,6 @@ def test_there_is_none_but_in_fp16() -> None:
     assert scale == LossScale()
     assert (scale.value, scale.can_fall, scale.named_state()) == (1.0, False, {})
     assert scale.after(999, overflows=False) is scale
-
-
-def test_a_state_without_a_scale_is_refused() -> None:
-    run = settings(precision="fp16")
-    state = loss_scale(run, 0, {}).named_state()
-    del state["loss_scale.patience"]
-    with pytest.raises(
-        CheckpointError, match=r"state of step 3 has no loss scale; expected loss_scale\.patience"
-    ):
-        loss_scale(run, 3, state)
 
 
 @pytest.mark.parametrize(

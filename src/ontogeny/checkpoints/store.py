@@ -196,9 +196,15 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         for path in files:
             with safe_open(path, framework="pt") as file:
                 for name in left.keys() & set(file.keys()):
-                    left.pop(name).copy_(file.get_tensor(name))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"does not fit the model ({error})", where=folder) from error
+                    tensor, kept = left.pop(name), file.get_tensor(name)
+                    if kept.shape != tensor.shape:  # of which `copy_` bears with some
+                        raise CheckpointError(
+                            f"tensor {name} does not fit the model", where=path,
+                            expected=list(tensor.shape), found=list(kept.shape),
+                        )  # fmt: skip
+                    tensor.copy_(kept)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=folder) from error
     if left:
         raise CheckpointError(f"missing tensor {min(left)}", where=folder)
 

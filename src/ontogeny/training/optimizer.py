@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from ontogeny.errors import CheckpointError
 from ontogeny.model.neox import NeoX
 from ontogeny.suite import RECIPES, RunSettings
 from ontogeny.training.parts import like, own
@@ -79,20 +78,12 @@ class AdamW:
         return tensors | {"updates": next(iter(self._slots.values())).updates.cpu()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back this rank's parts, as `named_state` gave them.
-
-        Raises CheckpointError if a tensor is missing or has another shape.
-        """
-        try:
-            for name, slot in self._slots.items():
-                slot.updates.copy_(tensors["updates"])
-                for moment in MOMENTS:
-                    part = own(tensors[f"{moment}.{name}"])
-                    unpadded(slot.moments[moment], slot.parameter).copy_(part)
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the optimizer's state does not fit the model: {error}"
-            ) from error
+        """Take back this rank's parts, as `named_state` gave them."""
+        for name, slot in self._slots.items():
+            slot.updates.copy_(tensors["updates"])
+            for moment in MOMENTS:
+                part = own(tensors[f"{moment}.{name}"])
+                unpadded(slot.moments[moment], slot.parameter).copy_(part)
 
 
 class Slot:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ontogeny.errors import CheckpointError
 from ontogeny.suite import LossScaleSettings, RunSettings
 
 NEVER = -1
@@ -76,20 +75,14 @@ KEYS = {
 def loss_scale(settings: RunSettings, step: int, state: Mapping[str, Tensor]) -> LossScale:
     """The scale of a run at a step: from its full state, or as it begins where that is empty.
 
-    What was skipped before the step its schedule begins at no longer counts. Raises
-    CheckpointError when a state has no scale.
+    What was skipped before the step its schedule begins at no longer counts.
     """
     if settings.training.precision != "fp16":
         return LossScale()
     rule = settings.training.loss_scale
     if not state:
         return LossScale(rule, rule.initial, rule.hysteresis)
-    try:
-        value, *others = (state[key].item() for key in KEYS.values())
-    except KeyError as error:
-        raise CheckpointError(
-            f"the full state of step {step} has no loss scale", expected=error.args[0]
-        ) from error
+    value, *others = (state[key].item() for key in KEYS.values())
     patience, last_overflow, num_skipped = map(int, others)
     num_skipped = 0 if step == settings.origin else num_skipped
     return LossScale(rule, value, patience, last_overflow, num_skipped)
