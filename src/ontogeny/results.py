@@ -164,7 +164,7 @@ def parse_metrics(line: str) -> UpdateMetrics | None:
         is_row = is_row and NEEDED_KEYS <= values.keys() <= METRICS_KEYS
         fits = is_row and all(_fits(name, value) for name, value in values.items())
         return UpdateMetrics(**values) if fits else None
-    except (ValueError, TypeError, RecursionError):
+    except (ArithmeticError, RecursionError, TypeError, ValueError):
         return None
 
 

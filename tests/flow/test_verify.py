@@ -94,7 +94,7 @@ def test_a_tensor_of_another_dtype_or_shape(run: Path) -> None:
     path.write_bytes(data.replace(b'"shape":[384,16]', b'"shape":[16,384]', 1))
     assert "expected ['float32', [384, 16]]; found" in faults(run)[0].problem
     path.write_bytes(data.replace(b'"F32"', b'"I32"', 1))
-    assert "found ['I32'" in faults(run)[0].problem
+    assert "found ['int32'" in faults(run)[0].problem
 
 
 def test_a_truncated_and_a_missing_file(run: Path) -> None:

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ontogeny.digest import SHORT, digest_json
 from ontogeny.errors import EvaluationError
 from ontogeny.results import (
+    CHECK,
     ITEM_SCHEMA,
     SCORE_SCHEMA,
     Item,
@@ -162,6 +164,14 @@ def test_every_torn_line_is_noticed() -> None:
 )
 def test_foreign_lines(line: str) -> None:
     assert parse_metrics(line) is None
+
+
+def test_a_line_with_a_number_beyond_all() -> None:
+    values = asdict(FIRST) | {"loss": 10**400}
+    del values["loss_scale"], values["skipped"]
+    assert parse_metrics(json.dumps(values | {CHECK: digest_json(values)[:SHORT]})) is None
+    values["loss"] = 8.5
+    assert parse_metrics(json.dumps(values | {CHECK: digest_json(values)[:SHORT]})) == FIRST
 
 
 @pytest.mark.parametrize("name", asdict(FIRST))

@@ -31,10 +31,6 @@ from ontogeny.steps import STEPS
 
 STEP_NAME = re.compile(r"(?:.*[-_])?(?:step|checkpoint)[-_]?(\d+)(?:[-_].*)?", re.IGNORECASE)
 POINTER = b"version https://git-lfs"  # what lies in place of a large file that was not fetched
-TORCH_NAMES = {
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
 # Keys of `config.json` that say how the model was saved, not what it is.
 INCIDENTAL = {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"}
 
@@ -164,7 +160,7 @@ def _tensors_of(file: Path) -> dict[str, Held]:
 
 
 def _held(file: Path, name: str, span: Span) -> Held:
-    held = Held(file, TORCH_NAMES.get(span.dtype, span.dtype), tuple(span.shape), span.begin)
+    held = Held(file, span.dtype, tuple(span.shape), span.begin)
     known = getattr(torch, held.dtype, None)
     sizes = all(isinstance(size, int) and size >= 0 for size in held.shape)
     if not isinstance(known, torch.dtype) or not sizes:

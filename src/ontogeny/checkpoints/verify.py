@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 from ontogeny.artifact import Artifact, file_fault
@@ -27,7 +28,12 @@ LENGTH = 8  # bytes in front of the header
 MAX_HEADER = 100_000_000  # as the format allows
 CHUNK = 1 << 20  # bytes of a tensor held at a time
 UNKNOWN = "unknown"  # in place of a digest
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {  # as torch names what the format does
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ def tensor_spans(file: Ranges) -> dict[str, Span]:
         header = json.loads(file.read(LENGTH, length).decode("utf-8"))
         header.pop("__metadata__", None)
         for name, entry in header.items():
-            begin, end = (start + int(offset) for offset in entry["data_offsets"])
+            begin, end = (start + index(offset) for offset in entry["data_offsets"])
             dtype = DTYPES.get(entry["dtype"], str(entry["dtype"]))
             spans[name] = Span(dtype, list(entry["shape"]), begin, end)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
