@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ontogeny.artifact import Artifact, Input, faults
 from ontogeny.errors import DataError
 from ontogeny.suite import VocabularySettings
 from ontogeny.text.documents import Document
+from ontogeny.text.shards import bundles
 from ontogeny.tokens.encode import encode, encode_files
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import (
@@ -120,7 +121,7 @@ def test_files_make_the_store_of_their_documents(
         for path, first, last in zip(paths, cuts, cuts[1:], strict=False):
             write_documents(path, documents[first:last])
         digests.add(run_files(paths, built, tmp_path / f"by{count}", count).digest)
-    monkeypatch.setattr(encode_module, "CHUNK_DOCUMENTS", 7)
+    monkeypatch.setattr(encode_module, "CHUNK_CHARACTERS", 7 * encode_module.LEAST_CHARACTERS)
     digests.add(run(documents, vocabulary, tmp_path / "chunks").digest)
     assert len(digests) == 1
     assert not [*tmp_path.glob(".*")]  # the work folders are gone
@@ -140,13 +141,17 @@ def test_a_file_without_text_adds_nothing(
     assert not [*tmp_path.glob(".*"), *tmp_path.glob("none")]
 
 
+def chunks_of(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    return bundles(documents, encode_module._weight, encode_module.CHUNK_CHARACTERS)
+
+
 @settings(max_examples=30, deadline=None)
 @given(texts=st.lists(st.text(max_size=30), max_size=60), limit=st.integers(1, 20))
 def test_chunks_keep_order_and_bound(texts: list[str], limit: int) -> None:
     documents = [Document(str(number), text, "s") for number, text in enumerate(texts)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_module, "CHUNK_DOCUMENTS", limit)
-        chunks = list(encode_module._chunks(documents))
+        patch.setattr(encode_module, "CHUNK_CHARACTERS", limit * encode_module.LEAST_CHARACTERS)
+        chunks = list(chunks_of(documents))
     assert [document for chunk in chunks for document in chunk] == documents
     assert all(1 <= len(chunk) <= limit for chunk in chunks)
 
@@ -161,7 +166,7 @@ def test_documents_are_streamed(tmp_path: Path, vocabulary: Vocabulary) -> None:
             taken += 1
             yield Document(str(number), "once upon", "s")
 
-    chunks = encode_module._chunks(documents())
+    chunks = chunks_of(documents())
     for number, chunk in enumerate(chunks, start=1):
-        assert taken <= number * encode_module.CHUNK_DOCUMENTS
+        assert taken <= number * 1024
         del chunk

@@ -6,9 +6,8 @@ Not here: what a signature is and which are alike (`near.py`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from ontogeny.text.near import SIGNATURE, first_alike, signatures
 from ontogeny.text.shards import Shard
 from ontogeny.workers import Task, Workers
 
-TEXTS = 256  # signed at a time
 SIGNATURES = "signatures.npy"
 FIRST = "first.npy"
 
@@ -45,14 +43,8 @@ def _sign(folder: Path, lines: Path) -> Artifact:
     """The signatures of the documents of a file."""
     with writing(folder, "signatures", config={}, inputs={}) as draft:
         texts = (json.loads(line)["text"] for line in read_lines(lines))
-        table = np.concatenate([signatures(some) for some in _batches(texts)])
-        np.save(draft.folder / SIGNATURES, table)
+        np.save(draft.folder / SIGNATURES, signatures(texts))
     return draft.artifact
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    while some := list(islice(texts, TEXTS)):
-        yield some
 
 
 def _cluster(folder: Path, tables: Sequence[Path], threshold: float) -> Artifact:

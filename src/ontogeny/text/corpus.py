@@ -35,7 +35,7 @@ from ontogeny.text.documents import (
 from ontogeny.text.near import METHOD
 from ontogeny.text.places import STANDARD, Place, Tables, decide, repeated_row
 from ontogeny.text.planted import planted_documents
-from ontogeny.text.shards import Read, shards_of, write_lines, write_shards
+from ontogeny.text.shards import Read, bundles, shards_of, write_lines, write_shards
 from ontogeny.workers import Task, Workers, work_folder
 
 CorpusName = Literal["standard", "deduped", "held-out"]
@@ -124,15 +124,8 @@ def _reads(settings: TextSettings, base: Path, cache: Path | None) -> list[Read]
     if settings.path is None:
         return [partial(_in_components, settings.components, cache)]
     root = base / settings.path
-    groups: list[list[tuple[Path, str]]] = []
-    size = settings.shard_bytes
-    for file, name in corpus_files(root):
-        if size >= settings.shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append((file, name))
-        size += file.stat().st_size
-    return [partial(_in_files, group, root) for group in groups]
+    files = bundles(corpus_files(root), lambda one: one[0].stat().st_size, settings.shard_bytes)
+    return [partial(_in_files, some, root) for some in files]
 
 
 def _in_components(shares: Mapping[str, int], cache: Path | None) -> Iterator[tuple[Document, str]]:
@@ -208,18 +201,13 @@ def _write_tasks(
 
 def _portions(tables: Tables, times: np.ndarray, num_bytes: int) -> Iterator[Portion]:
     """How often documents of consecutive shards are wanted, until it is so many bytes of text."""
-    portion: Portion = []
-    size = 0
-    for number, shard in enumerate(tables.shards):
-        own = times[tables.rows(number)]
-        if own.any():
-            portion.append((shard.lines, own))
-            size += int((tables.column("bytes", number) * own).sum())
-        if size >= num_bytes:
-            yield portion
-            portion, size = [], 0
-    if portion:
-        yield portion
+
+    def size(shard: int) -> int:
+        return int((tables.column("bytes", shard) * times[tables.rows(shard)]).sum())
+
+    wanted = (shard for shard in range(len(tables.shards)) if times[tables.rows(shard)].any())
+    for some in bundles(wanted, size, num_bytes):
+        yield [(tables.shards[shard].lines, times[tables.rows(shard)]) for shard in some]
 
 
 def _write_portion(folder: Path, portion: Portion, name: str) -> Artifact:

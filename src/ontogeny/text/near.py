@@ -17,7 +17,7 @@ signatures alone: not on how they are cut into files, nor on threads. Not here: 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +25,7 @@ from numpy.random import RandomState
 from rensa import RMinHash
 
 from ontogeny.errors import ConfigError
+from ontogeny.text.shards import bundles
 
 SIGNATURE = 128  # numbers of a signature: uint32, so 512 bytes a document
 SHINGLE = 5  # words
@@ -44,22 +45,13 @@ _VALUES = RandomState(SEED).randint(0, 2**64, 256, dtype=np.uint64)[  # of a byt
 ]
 
 
-def signatures(texts: Sequence[str]) -> np.ndarray:
+def signatures(texts: Iterable[str]) -> np.ndarray:
     """The signature of every text: uint32 [texts, 128], a function of that text alone."""
-    groups: list[list[bytes]] = []
-    size = GROUP_BYTES
-    for data in (text.encode() for text in texts):
-        if size >= GROUP_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(data)
-        size += len(data)
-    found = [
-        RMinHash.digest_matrix_from_flat_token_hashes(*_shingles(group), SIGNATURE, SEED).to_rows()
-        for group in groups
-    ]
-    rows = [row for part in found for row in part]
-    return np.array(rows, np.uint32).reshape(-1, SIGNATURE)
+    parts = [np.empty((0, SIGNATURE), np.uint32)]
+    for some in bundles((text.encode() for text in texts), len, GROUP_BYTES):
+        found = RMinHash.digest_matrix_from_flat_token_hashes(*_shingles(some), SIGNATURE, SEED)
+        parts.append(np.array(found.to_rows(), np.uint32))
+    return np.concatenate(parts)
 
 
 def bands(threshold: float) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,7 @@ ROW_BYTES = sum(np.dtype(kind).itemsize for kind in COLUMNS.values())
 MOST_SOURCES = 1 << 16  # that tables, and stores after them, can tell apart
 BLOCK = 1 << 20  # bytes of lines written together
 
+Item = TypeVar("Item")
 Read = Callable[[], Iterable[tuple[Document, str]]]  # documents, each with its place for messages
 
 
@@ -65,6 +67,22 @@ class Shard:
 
     def _file(self, suffix: str) -> Path:
         return self.artifact.path / f"{self.number:05d}{suffix}"
+
+
+def bundles(
+    items: Iterable[Item], size: Callable[[Item], int], enough: int
+) -> Iterator[list[Item]]:
+    """Consecutive items together, each time as many as it takes to be large enough."""
+    bundle: list[Item] = []
+    total = 0
+    for item in items:
+        bundle.append(item)
+        total += size(item)
+        if total >= enough:
+            yield bundle
+            bundle, total = [], 0
+    if bundle:
+        yield bundle
 
 
 def shards_of(artifacts: Iterable[Artifact]) -> list[Shard]:

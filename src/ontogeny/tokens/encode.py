@@ -20,6 +20,7 @@ import numpy as np
 from ontogeny.artifact import Artifact, Draft, Input, writing
 from ontogeny.errors import DataError
 from ontogeny.text.documents import Document, documents_in
+from ontogeny.text.shards import bundles
 from ontogeny.tokens.store import IDS, SOURCE_DTYPE, SOURCES, TOKENS, DocumentStore
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 from ontogeny.tokens.writer import StoreWriter, token_dtype
@@ -27,8 +28,8 @@ from ontogeny.workers import Task, Workers, work_folder
 
 Eod = Literal["end", "none"]
 
-CHUNK_DOCUMENTS = 1024  # encoded at a time
-CHUNK_CHARACTERS = 1 << 20
+CHUNK_CHARACTERS = 1 << 20  # encoded at a time
+LEAST_CHARACTERS = 1 << 10  # that a document counts as: so 1024 at a time are the most
 
 
 class _StoreFiles(ExitStack):
@@ -102,7 +103,7 @@ def encode(
     """
     ending = [vocabulary.eod] if eod == "end" else []
     with _store(folder, vocabulary, eod, config, inputs) as (draft, files):
-        for chunk in _chunks(files.with_text(documents)):
+        for chunk in bundles(files.with_text(documents), _weight, CHUNK_CHARACTERS):
             tokens, sizes = vocabulary.encoder.encode([document.text for document in chunk])
             for token in ending:
                 tokens, sizes = np.insert(tokens, np.cumsum(sizes), token), sizes + 1
@@ -175,17 +176,9 @@ def _store(
         }
 
 
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    characters = 0
-    for document in documents:
-        chunk.append(document)
-        characters += len(document.text)
-        if len(chunk) == CHUNK_DOCUMENTS or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def _weight(document: Document) -> int:
+    """The characters a document counts as."""
+    return max(len(document.text), LEAST_CHARACTERS)
 
 
 _loaded = lru_cache(maxsize=1)(load_vocabulary)  # a worker loads its vocabulary once
