@@ -163,17 +163,16 @@ class RangedStore(Store):
 
     def _reach_index(self, header: Header) -> None:
         """Columns that are read from the server, and the number of tokens by the last item."""
-
-        def column(number: int, kind: str, bound: int, what: str) -> np.ndarray:
-            shape, check = (header.lengths[number],), below(bound, self._index.name, what)
-            array = RangeArray(self._index, np.dtype(kind), header.offsets[number], shape, check)
-            return cast(np.ndarray, array)
-
-        self.dtype, size = header.dtype, self._bins.size
-        itemsize = self.dtype.itemsize
-        self.sizes = column(0, "<i4", size // itemsize + 1, "size of item")
-        self.pointers = column(1, "<i8", size + 1, "place of item")
-        self.documents = column(2, "<i8", header.num_items + 1, "bound of document")
+        self.dtype, size, itemsize = header.dtype, self._bins.size, header.dtype.itemsize
+        checks = (
+            below(size // itemsize + 1, self._index.name, "size of item"),
+            below(size + 1, self._index.name, "place of item"),
+            below(header.num_items + 1, self._index.name, "bound of document"),
+        )
+        self.sizes, self.pointers, self.documents = (
+            cast(np.ndarray, RangeArray(self._index, kind, first, (count,), check))
+            for (kind, first, count), check in zip(header.columns, checks, strict=True)
+        )
         last = (int(self.pointers[-1]), int(self.sizes[-1])) if header.num_items else (0, 0)
         self.num_tokens = last[0] // itemsize + last[1]
 

@@ -150,8 +150,9 @@ def rewritten(
     if sizes is None:
         raise DataError("text is only replaced in tokens of a byte-level vocabulary")
     end = store.artifact.facts["eod_id"]
+    ending = [] if end is None else [end]
     for chunk in _chunks(store, documents):
-        bodies = [store.tokens(number)[: None if end is None else -1] for number in chunk]
+        bodies = [store.tokens(one)[: int(store.sizes[one]) - len(ending)] for one in chunk]
         texts = vocabulary.tokenizer.decode_batch(
             [body.tolist() for body in bodies], skip_special_tokens=False
         )
@@ -169,10 +170,8 @@ def rewritten(
             new_ends = _ends(sizes[ids], change.text, where)
             cuts = np.searchsorted(new_ends[1:], change.moved(old_ends), side="right")
             cuts[0] = 0  # what is put in front of the first token belongs to it
-            if end is not None:
-                ids.append(end)
-                cuts = np.append(cuts, len(ids))
-            yield number, np.array(ids, np.int64), cuts
+            ids += ending
+            yield number, np.array(ids, np.int64), np.append(cuts, [len(ids)] * len(ending))
 
 
 def _substituted(

@@ -41,14 +41,14 @@ class Header:
     num_bounds: int
 
     @property
-    def lengths(self) -> tuple[int, int, int]:
-        """Entries of the three columns: sizes (4 bytes each), pointers and documents (8 each)."""
-        return self.num_items, self.num_items, self.num_bounds
-
-    @property
-    def offsets(self) -> tuple[int, int, int]:
-        """Where the columns begin, in bytes."""
-        return HEADER.size, HEADER.size + 4 * self.num_items, HEADER.size + 12 * self.num_items
+    def columns(self) -> tuple[tuple[np.dtype, int, int], ...]:
+        """Of sizes, pointers and documents the type, where they begin in bytes, how many."""
+        small, large, first, count = np.dtype("<i4"), np.dtype("<i8"), HEADER.size, self.num_items
+        return (
+            (small, first, count),
+            (large, first + 4 * count, count),
+            (large, first + 12 * count, self.num_bounds),
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -164,10 +164,7 @@ class Store:
         """Map the three columns of an index and check what one look at the bounds can."""
         check_bytes(path, header.num_bytes, "its own header")
         self.dtype = header.dtype
-        columns = zip(("<i4", "<i8", "<i8"), header.offsets, header.lengths, strict=True)
-        self.sizes, self.pointers, self.documents = (
-            _map(path, np.dtype(kind), offset, length) for kind, offset, length in columns
-        )
+        self.sizes, self.pointers, self.documents = (_map(path, *one) for one in header.columns)
         self._check_documents()
 
     def _check_items(self) -> int:

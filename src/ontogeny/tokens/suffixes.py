@@ -78,13 +78,11 @@ class Suffixes:
         """
         if not len(tokens):
             raise ConfigError("nothing to look for", expected="a token or more")
-        return [
-            found for shard in self.everything() if (found := self._narrow(shard, 0, list(tokens)))
-        ]
+        return self.narrow(self.everything(), 0, *tokens)
 
-    def narrow(self, ranges: Sequence[Range], known: int, token: int) -> list[Range]:
-        """Those of `ranges`, alike in their first `known` tokens, that go on with `token`."""
-        return [found for one in ranges if (found := self._narrow(one, known, [token]))]
+    def narrow(self, ranges: Sequence[Range], known: int, *tokens: int) -> list[Range]:
+        """Those of `ranges`, alike in their first `known` tokens, that go on with `tokens`."""
+        return [found for one in ranges if (found := self._narrow(one, known, list(tokens)))]
 
     def positions(self, ranges: Sequence[Range]) -> Iterator[np.ndarray]:
         """Where in the whole of the tokens the suffixes begin: int64, in blocks of growing size.
