@@ -1,18 +1,20 @@
 """Members side by side: each is trained and scored in a process of its own, a few at a time.
 
-A process answers to its parent: it reports how far it is, leaves cleanly (its state saved) when
-asked to, and also when the parent is gone. Not here: what a member is made from (`graph.py`).
+The parent follows each in the metrics that its run writes. A process answers to its parent: it
+tells how far its scores are, leaves cleanly (its state saved) when asked to, and also when the
+parent is gone. Not here: what a member is made from (`graph.py`).
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,7 +27,7 @@ from ontogeny.evaluation.catalog import TaskRef
 from ontogeny.evaluation.sweep import Answers, Asked, fill
 from ontogeny.evaluation.weights import own_checkpoint
 from ontogeny.questions.materials import open_materials
-from ontogeny.results import UpdateMetrics, parse_metrics
+from ontogeny.results import parse_metrics
 from ontogeny.scores import ScoreStore
 from ontogeny.stages.evaluate import unasked
 from ontogeny.steps import METRICS
@@ -35,7 +37,6 @@ from ontogeny.training.loop import train
 from ontogeny.training.run import open_run
 from ontogeny.workers import Workers, leave_with_parent
 
-REPORT_SECONDS = 0.2  # between two reports of one process
 POLL_SECONDS = 0.1
 LEFT = 128 + signal.SIGINT  # the exit code of a process that was asked to leave, and did
 
@@ -66,7 +67,7 @@ class Job:
 class Report:
     """How far a job is: updates trained or checkpoints scored, of how many.
 
-    `tokens` were trained on since the process started.
+    `tokens` were trained on since the job started.
     """
 
     member: str
@@ -98,18 +99,21 @@ def run_jobs(
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(sorted(jobs, key=lambda job: -job.flops))
-    running: dict[Connection, tuple[BaseProcess, Job]] = {}
+    running: dict[Connection, tuple[BaseProcess, _Followed]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < num_lanes:
                 job = waiting.popleft()
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=work, args=(job, sender), name=job.member)
+                followed = _Followed(job)
                 with interrupts_ignored():
                     process.start()
                 sender.close()
-                running[receiver] = process, job
+                running[receiver] = process, followed
             ready = wait(list(running), POLL_SECONDS)
+            for _, followed in running.values():
+                followed.tell(observe)
             for receiver in [one for one in running if one in ready]:
                 message = _received(receiver, *running[receiver])
                 if isinstance(message, Report):
@@ -125,6 +129,31 @@ def run_jobs(
             one.terminate()
         for one in left:
             one.join()
+
+
+class _Followed:
+    """The training of a job, as it is seen in the metrics: by its process, or by ranks of it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self._metrics = job, job.run / METRICS
+        self._place = self._metrics.stat().st_size if self._metrics.exists() else 0
+        self._tokens = 0
+
+    def tell(self, observe: Callable[[Report], None]) -> None:
+        """Report the updates written since the last look, if there are any."""
+        if not self._metrics.exists():
+            return
+        with self._metrics.open("rb") as file:
+            # Where a run goes on, its metrics are cut to there first.
+            self._place = file.seek(min(self._place, file.seek(0, os.SEEK_END)))
+            lines = [line for line in file if line.endswith(b"\n")]
+        self._place += sum(map(len, lines))
+        row = parse_metrics(lines[-1].decode(errors="replace")) if lines else None
+        if row is not None:
+            settings = self.job.settings
+            self._tokens += len(lines) * settings.tokens_per_update
+            done, total = row.update + 1, settings.num_updates
+            observe(Report(self.job.member, "train", done, total, self._tokens))
 
 
 @contextmanager
@@ -154,49 +183,20 @@ def work(job: Job, sender: Connection) -> None:
 def _train_and_score(job: Job, sender: Connection) -> Outcome:
     began = time.monotonic()
     if not open_run(job.run).is_finished:
-        _train(job, _Reporter(sender, job.settings))
+        _train(job)
     trained = time.monotonic()
     _score(job, sender)
     return Outcome(job.member, trained - began, time.monotonic() - trained)
 
 
-def _train(job: Job, report: _Reporter) -> None:
+def _train(job: Job) -> None:
     if job.num_ranks == 1:
         materials = open_materials(job.run)
-        train(materials.run, materials.batches, [report], other_bits=job.other_bits)
+        train(materials.run, materials.batches, other_bits=job.other_bits)
         return
     words = ["train", str(job.run), "--ranks", str(job.num_ranks), "--quiet"]
-    with _following(job.run / METRICS, report):
-        code = launch([*words, "--other-bits"] if job.other_bits else words, job.num_ranks)
-    if code:
+    if launch([*words, "--other-bits"] if job.other_bits else words, job.num_ranks):
         raise TrainingError(f"the ranks of member {job.member} ended early", where=job.run)
-
-
-@contextmanager
-def _following(metrics: Path, report: _Reporter) -> Iterator[None]:
-    """Report the updates that other processes write, inside the block."""
-    ended, place = threading.Event(), metrics.stat().st_size if metrics.exists() else 0
-
-    def follow() -> None:
-        nonlocal place
-        while not ended.wait(REPORT_SECONDS):
-            if not metrics.exists():
-                continue
-            with metrics.open("rb") as file:
-                file.seek(place)
-                lines = [line for line in file if line.endswith(b"\n")]
-            place += sum(map(len, lines))
-            for row in map(parse_metrics, map(bytes.decode, lines)):
-                if row is not None:  # else the file was cut meanwhile, to where the run goes on
-                    report(row)
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def still_to_ask(job: Job) -> list[Asked]:
@@ -225,25 +225,8 @@ def _score(job: Job, sender: Connection) -> None:
         raise EvaluationError(failures[0], found=f"{len(failures)} such tasks")
 
 
-class _Reporter:
-    """A sink that tells the parent how many updates are done, now and then."""
-
-    def __init__(self, sender: Connection, settings: RunSettings) -> None:
-        self._sender, self._settings = sender, settings
-        self._told = 0.0
-        self._tokens = 0
-
-    def __call__(self, row: UpdateMetrics) -> None:
-        done, total = row.update + 1, self._settings.num_updates
-        now = time.monotonic()
-        self._tokens += self._settings.tokens_per_update
-        if done == total or now - self._told >= REPORT_SECONDS:
-            with suppress(BrokenPipeError):  # the parent is gone: the run is about to leave too
-                self._sender.send(Report(self._settings.member, "train", done, total, self._tokens))
-            self._told = now
-
-
-def _received(receiver: Connection, process: BaseProcess, job: Job) -> Report | Outcome:
+def _received(receiver: Connection, process: BaseProcess, followed: _Followed) -> Report | Outcome:
+    job = followed.job
     try:
         message: Report | Outcome = receiver.recv()
     except EOFError:
