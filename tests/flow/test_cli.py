@@ -58,6 +58,20 @@ def test_too_little_disk_is_refused_before_the_start(say: Type, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_there_already_needs_no_space(say: Type, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "weights").open("wb") as file:
+        file.truncate(10**12)  # a hole: on disk it is nothing
+    words = ("run", SUITES / "pythia.toml", "--set", "members=[{size=['1b']}]", "--out")
+    assert refused(say(*words, tmp_path / "other"), "too little disk space")
+    said = say(*words, tmp_path / "out")
+    assert refused(said, "pile", "no such file or folder")
+
+
+def test_fetching_ahead_heeds_changes(say: Type) -> None:
+    assert refused(say("demo", "--prefetch", "--set", "txt.path=x"), "unknown key 'txt'")
+
+
 def test_no_such_suite(say: Type, tmp_path: Path) -> None:
     assert refused(
         say("run", tmp_path / "none.toml", "--out", tmp_path / "o"), "none.toml", "no such file"

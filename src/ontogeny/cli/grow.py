@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ import typer
 from ontogeny.cli.app import STOPPED, Changes, OtherBits, app, leave, out, print_table
 from ontogeny.cli.progress import Bars, bars
 from ontogeny.suite import load_suite
+from ontogeny.workers import Workers, num_cores
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and its cost; do nothing")]
 NumWorkers = Annotated[
@@ -41,10 +41,12 @@ def demo(
     name = "quick" if quick else "demo"
     with resources.as_file(resources.files("ontogeny") / "suites" / f"{name}.toml") as file:
         if prefetch:
-            fetch_text(file, cache)
+            fetch_text(file, changes, cache)
         else:
-            growth = Options(dry_run, cache, other_bits, workers, ray)
-            grow(file, folder or Path(name), changes, growth)
+            grow(
+                file, folder or Path(name), changes, dry_run=dry_run, cache=cache,
+                other_bits=other_bits, workers=Workers(workers or num_cores(), ray),
+            )  # fmt: skip
 
 
 @app.command()
@@ -60,7 +62,10 @@ def run(
     other_bits: OtherBits = False,
 ) -> None:
     """Grow a suite: make every stage that is missing, from text to report."""
-    grow(suite, folder, changes, Options(dry_run, cache, other_bits, workers, ray, ranks))
+    grow(
+        suite, folder, changes, dry_run=dry_run, cache=cache, other_bits=other_bits,
+        workers=Workers(workers or num_cores(), ray), num_ranks=ranks,
+    )  # fmt: skip
 
 
 @app.command()
@@ -81,31 +86,24 @@ def report(
     out.print(f"page: {folder / 'index.html'}")
 
 
-def fetch_text(suite_file: Path, cache: Path | None) -> None:
+def fetch_text(suite_file: Path, changes: list[str] | None, cache: Path | None) -> None:
     """Fetch the packages a suite's text comes from, for a machine that goes offline later."""
     from ontogeny.text.components import prefetch
 
-    for file in prefetch(load_suite(suite_file).text.components, cache):
+    for file in prefetch(load_suite(suite_file, changes).text.components, cache):
         out.print(f"{file}")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a suite is to be grown; none of it changes what comes out."""
-
-    dry_run: bool
-    cache: Path | None
-    other_bits: bool
-    num_workers: int | None
-    cluster: str | None
-    num_ranks: int = 1
 
 
 def grow(
     suite_file: Path,
     folder: Path,
     changes: list[str] | None,
-    options: Options,
+    *,
+    dry_run: bool,
+    cache: Path | None,
+    other_bits: bool,
+    workers: Workers,
+    num_ranks: int = 1,
 ) -> None:
     """Grow a suite in `folder`, or print what that would take."""
     from ontogeny.artifact import require_space
@@ -113,29 +111,20 @@ def grow(
     from ontogeny.report.tables import MARK, MARKED, summary_rows
     from ontogeny.stages.graph import Growth
     from ontogeny.stages.plan import as_bytes, as_time, plan_rows, plan_suite, stage_rows
-    from ontogeny.workers import Workers, num_cores
 
     began = time.monotonic()
     suite = load_suite(suite_file, changes)
-    plan = plan_suite(suite, suite_file.parent, options.num_ranks)
+    plan = plan_suite(suite, suite_file.parent, num_ranks)
     out.print(
         f"{suite.name}: {len(plan.members)} members, {plan.num_lanes} at a time, "
         f"{plan.precision}, about {as_bytes(plan.num_bytes)} on disk and {as_time(plan.seconds)}"
     )
     progress = bars()
-    base, watch = suite_file.parent, Bars(progress)
     growth = Growth(
-        suite,
-        folder,
-        base,
-        options.cache,
-        plan.num_lanes,
-        watch,
-        options.other_bits,
-        Workers(options.num_workers or num_cores(), options.cluster),
-        options.num_ranks,
-    )
-    if options.dry_run:
+        suite, folder, suite_file.parent, cache, plan.num_lanes, Bars(progress),
+        other_bits=other_bits, workers=workers, num_ranks=num_ranks,
+    )  # fmt: skip
+    if dry_run:
         obstacle = growth.look()
         print_table(*stage_rows(plan, growth.stages))
         if obstacle is not None:
@@ -143,7 +132,7 @@ def grow(
         out.print()
         print_table(*plan_rows(plan))
         return
-    require_space(folder, plan.num_bytes)
+    require_space(folder, plan.missing_bytes(folder))
     try:
         with progress:
             growth.run()

@@ -75,6 +75,11 @@ class SuitePlan:
     def num_bytes(self) -> int:
         return STORED_BYTES * self.num_text_bytes + sum(one.num_bytes for one in self.members)
 
+    def missing_bytes(self, home: Path) -> int:
+        """What is not in the suite's folder yet, as far as its size tells."""
+        there = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+        return max(0, self.num_bytes - there)
+
     def train_seconds(self, one: MemberPlan) -> float:
         """Estimated seconds to train a member."""
         return one.train_flops / (self.flops_per_second * SHARE_OF_MATMUL)
