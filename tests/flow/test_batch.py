@@ -219,12 +219,12 @@ def test_npy_is_written_block_by_block(
     tracemalloc.stop()
     assert peak < 4 * 8 * (1 << 16) < rows.nbytes / 10
     assert (np.load(file) == rows).all()
-    said = say("batch", place, "--update", "1:3", "--row", "2:4", "--npy", tmp_path / "few",
+    said = say("batch", place, "--update", "1:3", "--row", "2:4", "--npy", tmp_path / "new/few",
                "--rows-per-update", 1000)  # fmt: skip
     assert "updates 1 to 2: step1 -> step3: uint16 [4, 1001] in" in said.out
-    assert (np.load(tmp_path / "few") == rows[[1002, 1003, 2002, 2003]]).all()
+    assert (np.load(tmp_path / "new/few") == rows[[1002, 1003, 2002, 2003]]).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "few", "out.npy", "rows.bin", "rows.idx",
+        "new", "out.npy", "rows.bin", "rows.idx",
     ]  # fmt: skip
 
 

@@ -1,12 +1,19 @@
-"""What every verb uses: the app they belong to, the two consoles, tables, the way out."""
+"""What every verb uses: the app they belong to, the two consoles, tables, JSON, the way out.
+
+Texts, names and ids come from anywhere: what a terminal would obey in them is never printed.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,9 +24,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-PLAIN: dict[str, Any] = {"soft_wrap": True, "emoji": False, "markup": False, "highlight": False}
-out = Console(**PLAIN)  # a text's :words: and [words] are words
-err = Console(stderr=True, **PLAIN)
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
+
+
+class Plain(Console):
+    """Prints words as they are, :these: and [these] too, but for what a terminal would obey."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, emoji=False, markup=False, highlight=False)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as any console does."""
+        super().print(*(harmless(one) if isinstance(one, str) else one for one in objects), **how)
+
+
+def harmless(words: str) -> str:
+    """Words without what a terminal would obey."""
+    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", words)
+
+
+out = Plain()
+err = Plain(stderr=True)
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as demo/runs/2m")]
 Changes = Annotated[
@@ -48,10 +73,17 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     for place, title in enumerate(header):
         is_words = not any(character.isdigit() for character in rows[0][place][:2])
         table.add_column(title, justify="left" if place == 0 or is_words else "right")
+    rows = [[harmless(cell) for cell in row] for row in rows]
     for row in rows:
         table.add_row(*map(Text, row))  # as it is: texts may look like markup
-    width = sum(max(map(len, column)) + 2 for column in zip(header, *rows, strict=True))
+    width = sum(max(map(cell_len, column)) + 2 for column in zip(header, *rows, strict=True))
     Console(width=max(width, 1)).print(table)
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """A value as JSON, with letters of all scripts as they are."""
+    words = json.dumps(value, indent=indent, ensure_ascii=False, default=asdict)
+    out.print(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", words))
 
 
 def leave(words: str, code: int) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ontogeny.cli.app import app, err, out, print_table
+from ontogeny.cli.app import app, err, out, print_json, print_table
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 TABLE_ROWS = 12  # of an update, when no rows are named
 PREVIEW = 60  # characters of a row in the table
 EXCERPT = 1000  # characters of the one row that is shown as well
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 
 # What files of the originals do not say of themselves.
 VocabularyFile = Annotated[Path | None, typer.Option(help="A tokenizer.json, for files")]
@@ -68,11 +66,13 @@ def batch(
         source.num_rows(number)
     spans = Spans(source.batches.order, source.vocabulary)
     if npy is not None:
+        npy.parent.mkdir(parents=True, exist_ok=True)
         shape = source.save(npy, wanted, rows)
         saved = f"{source.dtype.name} {list(shape)} in {npy}"
         out.print(f"{title(wanted)}: {saved}")
     elif as_json:
-        print_json(rows_of(source, spans, wanted, rows), tokens)
+        for told in rows_of(source, spans, wanted, rows):
+            print_json({key: one for key, one in told.items() if tokens or key != "tokens"})
     else:
         for number in wanted:
             show(source, spans, number, rows, tokens)
@@ -122,13 +122,6 @@ def rows_of(
             yield value | {"spans": [asdict(span) for span in found]}
 
 
-def print_json(rows: Iterator[dict[str, Any]], tokens: bool) -> None:
-    """Every row as an object of its own."""
-    for row in rows:
-        told = {key: value for key, value in row.items() if tokens or key != "tokens"}
-        out.print(json.dumps(told, ensure_ascii=False))
-
-
 def show(source: Source, spans: Spans, update: int, rows: range | None, tokens: bool) -> None:
     """The rows asked for, whole; or a table of the first ones and an excerpt of row 0."""
     count, length = source.num_rows(update), source.batches.order.context_length + 1
@@ -171,6 +164,5 @@ def show_row(row: dict[str, Any], tokens: bool, *, whole: bool) -> None:
 
 
 def words_of(row: dict[str, Any]) -> str:
-    """The text of a row, harmless to terminals; its ids where no vocabulary is known."""
-    words = row.get("text", " ".join(map(str, row["tokens"])))
-    return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", words)
+    """The text of a row; its ids where no vocabulary is known."""
+    return str(row.get("text", " ".join(map(str, row["tokens"]))))

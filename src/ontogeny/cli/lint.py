@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import track
 
-from ontogeny.cli.app import app, err, out
+from ontogeny.cli.app import app, err, out, print_json
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,19 +65,14 @@ def lint(
 def _tell(
     looked_at: Sequence[Linted | LintedScores], findings: list[Finding], as_json: bool
 ) -> None:
-    (_print_json if as_json else _print_words)(looked_at, findings)
+    if as_json:
+        runs = [{"run": one.name, "checked": one.checked, "not_checked": one.unchecked}
+                for one in looked_at]  # fmt: skip
+        print_json({"findings": findings, "runs": runs}, indent=1)
+    else:
+        _print_words(looked_at, findings)
     if any(finding.severity == "alarm" for finding in findings):
         raise typer.Exit(1)
-
-
-def _print_json(runs: Sequence[Linted | LintedScores], findings: list[Finding]) -> None:
-    values = {
-        "findings": [dataclasses.asdict(finding) for finding in findings],
-        "runs": [
-            {"run": run.name, "checked": run.checked, "not_checked": run.unchecked} for run in runs
-        ],
-    }
-    out.print(json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def _print_words(runs: Sequence[Linted | LintedScores], findings: list[Finding]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 from itertools import zip_longest
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ontogeny.cli.app import Changes, app, out, print_table
+from ontogeny.cli.app import Changes, app, out, print_json, print_table
 from ontogeny.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def plan(
         published = [hours for _, hours in planned]
         if as_json:
             rows = [one.as_json() | {"published_gpu_hours": hours} for one, hours in planned]
-            out.print_json(json.dumps(rows))
+            print_json(rows, indent=2)
             return
         print_forecasts({one.settings.member: one for one, _ in planned}, published=published)
         return
@@ -61,7 +60,7 @@ def plan(
             {"members": group, "parameters": count, "layouts": [one.as_json() for one in found]}
             for (group, found), count in zip(choices.items(), counts, strict=True)
         ]
-        out.print_json(json.dumps({"gpu": kind, "gpu_hours": hours, "plans": plans}))
+        print_json({"gpu": kind, "gpu_hours": hours, "plans": plans}, indent=2)
         return
     if member is None:
         print_forecasts(best, counts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from ontogeny.cli.app import app, err, out, print_table
+from ontogeny.cli.app import app, err, out, print_json, print_table
 from ontogeny.cli.batch import ContextLength, RowsPerUpdate, Seed, Updates, VocabularyFile
 from ontogeny.errors import ConfigError
 
@@ -65,7 +65,7 @@ def seen(
     else:
         answer = memory.strings([ids], before, first, limit)
     if as_json:
-        out.print(json.dumps(answer, ensure_ascii=False))
+        print_json(answer)
         return
     tell_seen(answer)
     if answer["places"]:
@@ -95,7 +95,7 @@ def trace(
                     context_length=context_length, seed=seed, updates=updates)  # fmt: skip
     spans = memory.trace(text, least=least, before=before, limit=limit)
     if as_json:
-        out.print(json.dumps(spans, ensure_ascii=False))
+        print_json(spans)
         return
     if not spans:
         out.print(f"no {least} tokens in a row of it were seen")

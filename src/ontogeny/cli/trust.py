@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import textwrap
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ontogeny.cli.app import app, err, out, print_table
+from ontogeny.cli.app import app, err, out, print_json, print_table
 from ontogeny.digest import SHORT
 from ontogeny.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from ontogeny.questions.subjects import Subject
 
@@ -63,7 +62,7 @@ def verify(
         names = [one.name for one in fields(subjects[0]) if one.name != "jobs"]
         rows = [{name: getattr(one, name) for name in names} for one in subjects]
         said = {"path": path, "whole": not faulty, "seconds": seconds, "checked": rows}
-        out.print(json.dumps(said, indent=1, default=asdict))
+        print_json(said, indent=1)
     else:
         _tell_verdict(subjects, seconds)
     raise typer.Exit(FAULTY if faulty else 0)
@@ -79,9 +78,10 @@ def show(
 
     shown = describe(path)
     if as_json:
-        out.print(json.dumps(shown, indent=1))
+        print_json(shown, indent=1)
         return
-    _print(_told(shown))
+    for line in _told(shown):
+        out.print(line)
     if "stages" in shown:
         header = ["stage", "kind", "digest", "bytes", "seconds", ""]
         print_table(
@@ -154,11 +154,5 @@ def _tell_verdict(subjects: list[Subject], seconds: float) -> None:
         files, tensors, size = map(sum, zip(*counts, strict=True))
         told = f"{files:,} files, {tensors:,} tensors, {size / 1e9:.2f} GB in {seconds:.1f} s"
         lines.append(f"whole: {told}")
-    _print(lines)
-
-
-def _print(lines: Iterable[str]) -> None:
-    """Print lines as they are, but for what a terminal would obey."""
     for line in lines:
-        told = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
-        out.print(told)
+        out.print(line)
