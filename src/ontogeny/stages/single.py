@@ -1,15 +1,15 @@
-"""A single run on a store that exists: `ontogeny train`."""
+"""A single run on a store that exists, and what is kept beside runs: `ontogeny train`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ontogeny.artifact import keyed, open_artifact
+from ontogeny.artifact import Artifact, keyed, open_artifact
 from ontogeny.errors import ConfigError
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import build_order, open_order, order_config
-from ontogeny.suite import RunFile
-from ontogeny.tokens.store import open_store
+from ontogeny.suite import OrderSettings, RecipeName, RunFile
+from ontogeny.tokens.store import DocumentStore, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, TOKENIZER_CONFIG, open_vocabulary
 from ontogeny.training.machine import resolve_precision
 from ontogeny.training.run import Run, create_run
@@ -34,17 +34,35 @@ def begin_single(file: RunFile, base: Path, folder: Path) -> tuple[Run, Batches]
     precision = resolve_precision(file.training.precision)
     settings = file.run_settings(file.the_member(), vocabulary.size, precision)
     num_windows = settings.num_updates * settings.training.rows_per_update
-    config = order_config(file.order, file.recipe, num_windows)
-    inputs = {"store": store.artifact}
-    place = keyed(folder.with_name(f"{folder.name}-order"), "order", config, inputs)
-    if not place.exists():
-        build_order(store, file.order, recipe=file.recipe, num_windows=num_windows, folder=place)
+    order = order_beside(folder, store, file.order, file.recipe, num_windows)
     run = create_run(
         folder,
         settings,
-        {"order": open_artifact(place, "order"), "vocabulary": vocabulary_artifact},
+        {"order": order, "vocabulary": vocabulary_artifact},
         tokenizer_files={
             name: vocabulary_artifact.path / name for name in (TOKENIZER, TOKENIZER_CONFIG)
         },
     )
-    return run, Batches(open_order(place, store), settings.training.rows_per_update)
+    return run, Batches(open_order(order.path, store), settings.training.rows_per_update)
+
+
+def order_beside(
+    folder: Path,
+    store: DocumentStore,
+    settings: OrderSettings,
+    recipe: RecipeName,
+    num_windows: int,
+) -> Artifact:
+    """The order of a store for the run at `folder`: found, or made."""
+    config, inputs = order_config(settings, recipe, num_windows), {"store": store.artifact}
+    place = keyed(beside(folder, "order"), "order", config, inputs)
+    if place.exists():
+        return open_artifact(place, "order")
+    return build_order(store, settings, recipe=recipe, num_windows=num_windows, folder=place)
+
+
+def beside(folder: Path, what: str) -> Path:
+    """Where something is kept that a run needs. Raises ConfigError for a run without a name."""
+    if folder.name in ("", ".."):
+        raise ConfigError("a run's folder needs a name of its own", where=folder, fix="--out NAME")
+    return folder.with_name(f"{folder.name}-{what}")

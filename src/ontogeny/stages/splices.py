@@ -19,10 +19,10 @@ from ontogeny.artifact import Artifact, keyed, open_artifact, open_input
 from ontogeny.config import Settings, build, nearest, read_toml
 from ontogeny.errors import ConfigError
 from ontogeny.order.edits import Edited, Inserted, documents_in, pieces_of
-from ontogeny.order.plan import build_order, order_config
 from ontogeny.order.shuffle import named_stream
 from ontogeny.order.splice import Splice, Stretch, write_splice
 from ontogeny.questions.materials import Materials
+from ontogeny.stages.single import beside, order_beside
 from ontogeny.steps import RecipeChanges
 from ontogeny.suite import OrderSettings
 from ontogeny.tokens.rewrite import (
@@ -298,7 +298,7 @@ def make_splice(spec: Spec, stretch: Stretch, parent: Materials, stem: Path) -> 
     inputs = {"parent": order, "vocabulary": open_input(parent.run.artifact, "vocabulary")}
     if isinstance(spec.settings, OtherStore):
         inputs["order"] = _other_order(spec.settings, spec.base, stretch, parent, stem)
-    place = keyed(stem.with_name(f"{stem.name}-splice"), "splice", config, inputs)
+    place = keyed(beside(stem, "splice"), "splice", config, inputs)
     if place.exists():
         return open_artifact(place, "splice")
 
@@ -322,8 +322,4 @@ def _other_order(
         )
     length, recipe = stretch.parent.context_length, parent.run.settings.recipe
     order = OrderSettings(context_length=length, seed=settings.seed)
-    config, inputs = order_config(order, recipe, stretch.count), {"store": store.artifact}
-    place = keyed(stem.with_name(f"{stem.name}-order"), "order", config, inputs)
-    if place.exists():
-        return open_artifact(place, "order")
-    return build_order(store, order, recipe=recipe, num_windows=stretch.count, folder=place)
+    return order_beside(stem, store, order, recipe, stretch.count)
