@@ -12,6 +12,7 @@ import pytest
 
 import ontogeny
 from grown import SUITE, Ground, begin, settings
+from ontogeny.cli.app import print_json, print_table
 from ontogeny.training.loop import train
 from spoken import Said, Type
 
@@ -167,6 +168,8 @@ def test_train_generate_prune(say: Type, ground: Ground, tmp_path: Path) -> None
     assert said.out == say("generate", run, "The river", "--step", 24, "--tokens", 8).out
     assert refused(say("generate", run, "x", "--step", 3), "no checkpoint of step 3", "0, 1, 2, 4")
 
+    assert refused(say("generate", run, "\udcff", "--step", 24), "the text is not Unicode")
+
     assert "freed" in say("prune", run).out
     assert not list((run / "states").iterdir())
     assert say("generate", run, "The river", "--step", 24, "--tokens", 8).out == said.out
@@ -214,6 +217,46 @@ def test_a_full_disk_leaves_the_run_whole(
         json.loads((run / "steps" / name / "manifest.json").read_text())
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert "step 24 of 24" in say("train", file, "--out", run).out
+
+
+def test_a_folder_that_cannot_be(say: Type, ground: Ground, tmp_path: Path) -> None:
+    file = run_file(tmp_path, ground)
+    for place, told in (
+        (file / "run", "a file is where a folder should be"),
+        (tmp_path / ("a" * 300), "a shorter one"),
+        ("..", "a name of its own"),
+    ):
+        assert refused(say("train", file, "--out", place), told)
+
+
+def test_a_folder_in_the_way_of_a_link(say: Type, suite: Path) -> None:
+    for name in ("a", "b"):
+        (suite.parent / "text" / name).with_suffix(".txt").write_text(f"A text of {name}. " * 50)
+    (suite.parent / "out" / "text").mkdir(parents=True)
+    said = say("run", suite, "--out", suite.parent / "out")
+    assert refused(said, "out/text: is where a link goes; found no link; try: move it")
+
+
+def test_tables_are_as_wide_as_their_words_and_harmless(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(["id", "text"], [["a\x1b[31m", "漢字" * 30], ["b\x9b", "x"]])
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.split() == ["a\N{REPLACEMENT CHARACTER}[31m", "漢字" * 30]
+    assert second.split() == ["b\N{REPLACEMENT CHARACTER}", "x"]
+
+
+def test_an_error_is_harmless(say: Type, tmp_path: Path) -> None:
+    said = say("show", tmp_path / "\x1b[31m")
+    assert refused(said, "\N{REPLACEMENT CHARACTER}[31m: no such folder")
+    assert "\x1b" not in said.err
+
+
+def test_json_keeps_what_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"漢": "\x9b\x7f"})
+    printed = capsys.readouterr().out
+    assert printed == '{"漢": "\\u009b\\u007f"}\n'
+    assert json.loads(printed) == {"漢": "\x9b\x7f"}
 
 
 def test_a_bug_keeps_its_traceback(

@@ -403,8 +403,8 @@ def test_places_that_cannot_be_asked(say: Type, grown: Path, tmp_path: Path) -> 
     assert "which tasks?" in say("evaluate", run).err
     shutil.rmtree(run / "steps")
     assert f"{run}: no checkpoints; try: ontogeny evaluate RUN --follow" in say("evaluate", run).err
-    said = say("evaluate", grown / "runs/one", run, "--follow")
-    assert "--follow: one run can be followed" in said.err
+    for words in ((grown / "runs/one", run), (step_folder(grown / "runs/one", 8),)):
+        assert "--follow: one run can be followed" in say("evaluate", *words, "--follow").err
 
 
 @pytest.mark.slow
@@ -413,6 +413,10 @@ def test_two_of_one_name(say: Type, grown: Path, tmp_path: Path) -> None:
     said = say("evaluate", grown, run, "--out", tmp_path / "out")
     assert said.code == 2
     assert "two checkpoints are called one at step 0; found" in said.err
+    said = say(
+        "evaluate", grown, grown / "runs/one", step_folder((grown / "runs/one").resolve(), 8)
+    )
+    assert f"0 cells computed, {NUM_CELLS} found" in said.out  # one is one, by any name
 
 
 @pytest.mark.slow

@@ -372,6 +372,8 @@ def test_the_command_refuses_in_one_line(say: Type, run: Run, tmp_path: Path) ->
     words = ("replay", run.path, "--step")
     assert refused(say(*words, 3, "--out", tmp_path), "already exists", "another folder")
     assert refused(say(*words, 3, "--state", tmp_path), "already exists", "another folder")
+    place = tmp_path / "new"
+    assert refused(say(*words, 3, "--out", place, "--state", place), "the checkpoint goes there")
     inside = step_folder(run.path, 3)
     assert refused(say(*words, 3, "--out", inside), str(inside), "writes nothing into the run")
     assert refused(say(*words, 30), "no step 30", "a step from 0 to 24")

@@ -97,7 +97,7 @@ def _swept(paths: list[Path], wish: Wish, follow: bool) -> list[Swept]:
     from ontogeny.stages import evaluate as stage
 
     who = [subject for path in paths for subject in stage.subjects(path)]
-    if follow and (len(who) != 1 or who[0].run is None):
+    if follow and (len(who) != 1 or who[0].run is None or who[0].steps is not None):
         raise ConfigError("one run can be followed", where="--follow", fix="name a run's folder")
     with bars("items") as progress:
         watch = _Watch(progress)

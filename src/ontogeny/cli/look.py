@@ -56,9 +56,11 @@ def generate(
     from ontogeny.checkpoints.store import load_checkpoint
     from ontogeny.evaluation.score import continue_text
     from ontogeny.model.neox import SCORING_DTYPES
+    from ontogeny.tokens.forms import require_unicode
     from ontogeny.tokens.vocabulary import TOKENIZER, load_vocabulary
     from ontogeny.training.run import open_run
 
+    require_unicode(prompt)
     settings = open_run(run).settings
     vocabulary = load_vocabulary(run / TOKENIZER)
     ids = continue_text(

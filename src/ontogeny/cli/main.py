@@ -43,6 +43,9 @@ MENDABLE = {
     errno.EFBIG: "a file may not grow so large here; try: ulimit -f unlimited, or another disk",
     errno.EACCES: "not allowed; try: another folder with --out, or change its permissions",
     errno.EPERM: "not allowed; try: another folder with --out, or change its permissions",
+    errno.ENOTDIR: "a file is where a folder should be; try: another folder with --out",
+    errno.EEXIST: "a file is where a folder should be; try: another folder with --out",
+    errno.ENAMETOOLONG: "the name is too long; try: a shorter one",
     errno.EROFS: "cannot be written; try: another folder with --out",
 }
 

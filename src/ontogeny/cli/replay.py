@@ -41,6 +41,8 @@ def replay(
         if place is not None and place.resolve().is_relative_to(run.resolve()):
             raise DataError("a replay writes nothing into the run", where=place,
                             fix="choose another folder")  # fmt: skip
+    if folder is not None and state is not None and folder.resolve() == state.resolve():
+        raise DataError("the checkpoint goes there", where=state, fix="another --state")
     materials = open_materials(run)
     with bars() as progress:
         found = derive(

@@ -269,11 +269,10 @@ def _planned(who: Sequence[Subject], wish: Wish) -> list[Swept]:
         groups.setdefault(wish.out or _store_folder(subject), []).append(subject)
     found = []
     for folder, group in groups.items():
-        checkpoints = [one for subject in group for one in _checkpoints(subject, wish)]
-        named = {(one.place.member, one.place.step): one for one in checkpoints}
-        for one in checkpoints:
-            other = named[one.place.member, one.place.step]
-            if other is not one:
+        named: dict[tuple[str, int], Checkpoint] = {}
+        for one in (one for subject in group for one in _checkpoints(subject, wish)):
+            other = named.setdefault((one.place.member, one.place.step), one)
+            if other.path.resolve() != one.path.resolve():
                 raise ConfigError(
                     f"two checkpoints are called {one.place.member} at step {one.place.step}",
                     where=one.path,
@@ -281,7 +280,7 @@ def _planned(who: Sequence[Subject], wish: Wish) -> list[Swept]:
                     fix="ask them one by one, with --out",
                 )
         home = group[0].home if wish.out is None else None
-        found.append(Swept(ScoreStore(folder), home, checkpoints, _tasks(group, wish)))
+        found.append(Swept(ScoreStore(folder), home, [*named.values()], _tasks(group, wish)))
     return found
 
 

@@ -340,7 +340,11 @@ def report_on(home: Path) -> Path:
 
 
 def _link(place: Path, target: Path) -> None:
-    """Make `place` lead to the folder beside it."""
+    """Make `place` lead to the folder beside it. Raises DataError for what is no link there."""
+    if place.exists() and not place.is_symlink():
+        raise DataError(
+            "is where a link goes", where=place, found="no link", fix="move it elsewhere"
+        )
     aside = place.with_name(f".{place.name}.link-{os.getpid()}")
     aside.unlink(missing_ok=True)
     aside.symlink_to(target.name)
