@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from ontogeny.errors import DataError
 from ontogeny.record import Record, read_record
 from ontogeny.report.evidence import gather
 from ontogeny.report.figures import DOTS, WIDTH
-from ontogeny.report.site import build_report, report_inputs
+from ontogeny.report.site import build_report, report_origin
 from ontogeny.report.tables import summary_rows
 from ontogeny.scores import ScoreStore
+from ontogeny.stages.graph import Growth
 from ontogeny.suite import load_suite
 from spoken import Type
 
@@ -101,7 +104,7 @@ def test_artifact_is_whole_and_names_every_stage(grown: Path, report: Artifact) 
     record = read_record(grown)
     again = record.stages[0].model_copy(update={"name": "report", "kind": "report"})
     with_report = Record(suite=record.suite, stages=(*record.stages, again))
-    assert report_inputs(with_report) == report_inputs(record)
+    assert report_origin(grown, with_report) == report_origin(grown, record)
 
 
 @pytest.mark.slow
@@ -235,6 +238,29 @@ def test_commands_ask_the_members_of_the_suite(report: Artifact, say: Type) -> N
     assert all(say(verb, "--help").code == 0 for verb in verbs)
     assert "ontogeny replay runs/1m-rows32 --step 2 " in words
     assert "ontogeny seen runs/1m-rows32 '<b>dralm</b> vorak' " in words
+
+
+class Silent:
+    """Watches, and says nothing."""
+
+    def began(self, stage: str) -> None: ...
+
+    def ended(self, stage: str, seconds: float, was_there: bool) -> None: ...
+
+    def reported(self, report: object) -> None: ...
+
+
+def test_scores_added_while_others_grew_are_in_the_page(grown: Path, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(grown, tmp_path / "suite", ignore=lambda *_: ["report"]))
+    record, store = read_record(home), ScoreStore(home / "scores")
+    growth = Growth(record.suite, home, home, None, 1, Silent())
+    growth.stages = {stage.name: stage for stage in record.stages}
+    last = max(step for name, step in store.places() if name == "3m")
+    score = replace(store.scores("3m", last)[-1], task="wsc")
+    cells = [replace(store.cells("3m", last)[-1], task="wsc", shots=score.shots)]
+    store.add(store.place("3m", last), cells, [score], [], {})
+    assert growth.report().inputs["scores/3m"] == store.digest("3m")
+    assert store.digest("3m") != record.stage("scores/3m").digest
 
 
 def test_report_is_never_written_over(grown: Path, report: Artifact) -> None:

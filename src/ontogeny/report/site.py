@@ -28,23 +28,20 @@ from ontogeny.report.tables import Table
 from ontogeny.scores import FOLDER, ScoreStore
 
 
-def report_inputs(record: Record) -> dict[str, str]:
-    """The digests a report is made from: every stage's but an earlier report's."""
-    return {stage.name: stage.digest for stage in record.stages if stage.kind != "report"}
+def report_origin(
+    home: Path, record: Record | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings and inputs of the report on a folder: of a suite, or of a store of scores.
 
-
-def report_config(record: Record) -> dict[str, Any]:
-    """The settings a report is made with: the suite as it stands."""
-    return {"suite": record.suite.resolved()}
-
-
-def report_origin(home: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings and inputs of the report on a folder: of a suite, or of a store of scores."""
-    if (home / RECORD).is_file():
+    `record` is of the suite where it is known already. A report is not made from an earlier one.
+    """
+    if record is None and (home / RECORD).is_file():
         record = read_record(home)
-        return report_config(record), report_inputs(record)
-    store = ScoreStore(home)
-    return {}, {member: store.digest(member) for member in store.members()}
+    if record is None:
+        store = ScoreStore(home)
+        return {}, {member: store.digest(member) for member in store.members()}
+    stages = {stage.name: stage.digest for stage in record.stages if stage.kind != "report"}
+    return {"suite": record.suite.resolved()}, stages
 
 
 def build_report(home: Path, folder: Path) -> Artifact:
@@ -74,7 +71,7 @@ def build_report(home: Path, folder: Path) -> Artifact:
         sections = {"Final scores": final_scores(measured, show), "Figures": shown.told()}
         opening = _store_opening(measured)
     page = document(title, opening, sections)
-    config, inputs = report_origin(home)
+    config, inputs = report_origin(home, evidence.record if evidence else None)
     with writing(folder, "report", config=config, inputs=inputs) as draft:
         num_figures = shown.draw(measured, draft.folder / "figures")
         write_explorer(measured, title, draft.folder)

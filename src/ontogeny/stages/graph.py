@@ -20,7 +20,7 @@ from ontogeny.evaluation.catalog import resolve
 from ontogeny.evaluation.pack import build_pack, pack_config
 from ontogeny.order.plan import build_order, order_config
 from ontogeny.record import RECORD, Record, StageRecord, change_record, read_record, write_record
-from ontogeny.report.site import build_report, report_config, report_inputs, report_origin
+from ontogeny.report.site import build_report, report_origin
 from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
 from ontogeny.stages.evaluate import TASKS_STAGE, pack_tasks
 from ontogeny.stages.lanes import Job, Outcome, Report, run_jobs, still_to_ask
@@ -153,13 +153,10 @@ class Growth:
                 digest = stage_digest(home, stage)
                 self.stages[name] = stage.model_copy(update={"digest": digest})
         record = self._record()
-        return self._stage(
-            "report",
-            "report",
-            report_config(record),
-            report_inputs(record),
-            lambda folder: build_report(home, folder),
-        )
+        if not self.only_look:
+            write_record(home, record)
+        origin = report_origin(home, record)
+        return self._stage("report", "report", *origin, lambda folder: build_report(home, folder))
 
     def _vocabulary(self, text: Artifact) -> Artifact:
         settings = self.suite.vocabulary
