@@ -87,6 +87,17 @@ SCORE_SCHEMA, ITEM_SCHEMA = (
 )
 
 
+def write_rows(folder: Path, scores: Iterable[Score], items: Iterable[Item]) -> None:
+    """Write the score rows and the item rows of an artifact in `folder`."""
+    write_scores(folder / SCORES, scores)
+    write_items(folder / ITEMS, items)
+
+
+def read_rows(folder: Path) -> tuple[list[Score], list[Item]]:
+    """What `write_rows` wrote. Raises EvaluationError if it is anything else."""
+    return read_scores(folder / SCORES), read_items(folder / ITEMS)
+
+
 def write_scores(path: Path, rows: Iterable[Score]) -> None:
     """Write score rows as Parquet, in the order given."""
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], SCORE_SCHEMA), path)

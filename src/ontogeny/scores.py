@@ -15,7 +15,7 @@ import fcntl
 import glob
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -31,9 +31,9 @@ from ontogeny.results import (
     Item,
     Score,
     read_items,
+    read_rows,
     read_scores,
-    write_items,
-    write_scores,
+    write_rows,
 )
 
 KIND = "scores"  # of the artifact of a checkpoint, and of a stage: those of a member
@@ -203,15 +203,25 @@ class ScoreStore:
             ) from error
 
 
-def write_rows(folder: Path, scores: Iterable[Score], items: Iterable[Item]) -> None:
-    """Write the score rows and the item rows of an artifact in `folder`."""
-    write_scores(folder / SCORES, scores)
-    write_items(folder / ITEMS, items)
+def find_scores(path: Path) -> ScoreStore:
+    """The scores of a suite or of a run outside of one, or those in a folder itself.
 
-
-def read_rows(folder: Path) -> tuple[list[Score], list[Item]]:
-    """What `write_rows` wrote. Raises EvaluationError if it is anything else."""
-    return read_scores(folder / SCORES), read_items(folder / ITEMS)
+    Raises EvaluationError where there are none.
+    """
+    beside = path.absolute().with_name(f"{path.absolute().name}-{FOLDER}")  # of a run
+    for folder in (path / FOLDER, path, beside):
+        if (store := ScoreStore(folder)).places():
+            return store
+    home, fix = path.absolute().parent.parent, None
+    if path.is_dir():
+        of_suite = ScoreStore(home / FOLDER).places()
+        fix = f"ontogeny scores {home} --member M" if of_suite else f"ontogeny evaluate {path}"
+    raise EvaluationError(
+        "no scores" if path.is_dir() else "no such folder",
+        where=path,
+        expected="a suite or run that was evaluated, or a folder of member=M/step=N",
+        fix=fix,
+    )
 
 
 def stage_digest(home: Path, stage: StageRecord) -> str:

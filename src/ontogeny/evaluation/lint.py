@@ -21,10 +21,9 @@ from typing import cast
 import numpy as np
 
 from ontogeny.checkpoints.lint_folders import Finding, Severity
-from ontogeny.errors import EvaluationError
 from ontogeny.evaluation.published import SHARES
 from ontogeny.results import Score
-from ontogeny.scores import ScoreStore
+from ontogeny.scores import find_scores
 
 LEAST_VALUES = 8
 NEARER = 6
@@ -49,20 +48,12 @@ class LintedScores:
     findings: list[Finding]
 
 
-def find_store(path: Path) -> ScoreStore:
-    """The scores of a suite, or those in a folder of their own."""
-    for folder in (path, path / "scores"):
-        if ScoreStore(folder).places():
-            return ScoreStore(folder)
-    raise EvaluationError(
-        "no scores", where=path, expected="a suite with scores, or a folder of them",
-        fix=f"ontogeny evaluate {path}",
-    )  # fmt: skip
-
-
 def lint_scores(path: Path) -> LintedScores:
-    """What the scores of a suite or a store say against the checkpoints they were measured on."""
-    store = find_store(path)
+    """What the scores of a suite or a store say against the checkpoints they were measured on.
+
+    Raises EvaluationError where there are none.
+    """
+    store = find_scores(path)
     rows, places = store.scores(), store.places()
     weights = {
         (place, cell.shots): cell.weights for place in places for cell in store.cells(*place)

@@ -25,8 +25,8 @@ from ontogeny.evaluation.catalog import TaskRef, load_task
 from ontogeny.evaluation.tasks import Scorer, Spec, UnansweredError
 from ontogeny.evaluation.weights import Checkpoint, checkpoint_inputs, open_scorer
 from ontogeny.model.arithmetic import bits, threads
-from ontogeny.results import Item, Score
-from ontogeny.scores import Cell, ScoreStore, read_rows, write_rows
+from ontogeny.results import Item, Score, read_rows, write_rows
+from ontogeny.scores import Cell, ScoreStore
 from ontogeny.workers import Task, Workers
 
 KIND = "cells"

@@ -21,7 +21,7 @@ from ontogeny.config import nearest
 from ontogeny.errors import EvaluationError
 from ontogeny.intervals import told_from
 from ontogeny.results import ITEMS, SCORES, Item, Score
-from ontogeny.scores import FOLDER, Cell, Place, ScoreStore
+from ontogeny.scores import Cell, Place, ScoreStore, find_scores
 
 LAST, ALL = "last", "all"
 COLUMNS = {
@@ -44,24 +44,8 @@ class Selection(TypedDict, total=False):
 
 
 def open_scores(path: Path) -> Scores:
-    """The scores of a suite or of a run outside of one, or those in a folder itself.
-
-    Raises EvaluationError where there are none.
-    """
-    beside = path.absolute().with_name(f"{path.absolute().name}-{FOLDER}")  # of a run
-    for folder in (path / FOLDER, path, beside):
-        if (store := ScoreStore(folder)).places():
-            return Scores(store)
-    home, fix = path.absolute().parent.parent, None
-    if path.is_dir():
-        of_suite = ScoreStore(home / FOLDER).places()
-        fix = f"ontogeny scores {home} --member M" if of_suite else f"ontogeny evaluate {path}"
-    raise EvaluationError(
-        "no scores" if path.is_dir() else "no such folder",
-        where=path,
-        expected="a suite or run that was evaluated, or a folder of member=M/step=N",
-        fix=fix,
-    )
+    """What can be asked of the scores at a path; see `ontogeny.scores.find_scores`."""
+    return Scores(find_scores(path))
 
 
 @dataclass(frozen=True)
