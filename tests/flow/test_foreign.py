@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ontogeny.errors import CheckpointError, EvaluationError
 from ontogeny.evaluation.foreign import TransformersScorer, open_foreign
 from ontogeny.evaluation.score import NeoXScorer, Request
+from ontogeny.evaluation.weights import foreign_checkpoint, open_scorer
 from ontogeny.model import hf
 from ontogeny.model.init import initial_model
 from ontogeny.shape import Shape
@@ -89,7 +90,7 @@ def items() -> list[Request]:
 def test_equal_to_the_harness_on_what_it_reads(transformers: Any, neox: Path, part: slice) -> None:
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
     asked = items()[part]
-    ours = open_foreign(neox).answer(asked, greedy=True)
+    ours = open_foreign(neox, "fp32").answer(asked, greedy=True)
     model = huggingface.HFLM(pretrained=str(neox), dtype="float32", device="cpu", batch_size=8)
     theirs = model._loglikelihood_tokens(
         [(("", ""), list(one.context), list(one.target)) for one in asked], disable_tqdm=True
@@ -103,18 +104,18 @@ def test_equal_to_the_harness_on_what_it_reads(transformers: Any, neox: Path, pa
 
 
 def test_our_exports_are_asked_by_our_model(neox: Path, tmp_path: Path) -> None:
-    scorer = open_foreign(neox)
+    scorer = open_foreign(neox, "fp32")
     assert isinstance(scorer, NeoXScorer)
     assert scorer.dtype is torch.float32
     assert (scorer.context_length, scorer.vocabulary.eod) == (CONTEXT, 0)
     hf.save(hf.load(neox), tmp_path, torch.bfloat16)
-    rounded = open_foreign(add_tokenizer(tmp_path))
+    rounded = open_scorer(foreign_checkpoint(add_tokenizer(tmp_path)), "cpu")
     assert isinstance(rounded, NeoXScorer)
     assert rounded.dtype is torch.bfloat16
 
 
 def test_any_other_model_by_the_definition(transformers: Any, gpt2: Path) -> None:
-    scorer = open_foreign(gpt2)
+    scorer = open_foreign(gpt2, "fp32")
     assert isinstance(scorer, TransformersScorer)
     assert scorer.context_length == CONTEXT
     model = transformers.GPT2LMHeadModel.from_pretrained(gpt2).eval()
@@ -137,7 +138,7 @@ def test_loading_shows_no_bars(
     transformers: Any, gpt2: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     transformers.logging.enable_progress_bar()
-    open_foreign(gpt2)
+    open_foreign(gpt2, "fp32")
     assert capfd.readouterr().err == ""
 
 
@@ -152,15 +153,15 @@ def test_a_neox_that_ours_does_not_compute(transformers: Any, neox: Path, tmp_pa
 
 
 def test_a_text_begins_with_what_the_model_says(transformers: Any, copied: Path) -> None:
-    assert open_foreign(copied).vocabulary.eod == 0
+    assert open_foreign(copied, "fp32").vocabulary.eod == 0
     other = DEFINITION.replace("<|endoftext|>", "<s>")
     (copied / "tokenizer.json").write_text(other)
-    assert open_foreign(copied).vocabulary.eod == 7
+    assert open_foreign(copied, "fp32").vocabulary.eod == 7
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(
         json.dumps(config | {"bos_token_id": None, "eos_token_id": [9, 11]})
     )
-    assert open_foreign(copied).vocabulary.eod == 9
+    assert open_foreign(copied, "fp32").vocabulary.eod == 9
 
 
 def without_a_tensor(folder: Path) -> None:
@@ -193,27 +194,25 @@ def test_a_spoiled_model_is_refused(transformers: Any, copied: Path, name: str) 
     spoil, message = SPOILED[name]
     spoil(copied)
     with pytest.raises(EvaluationError) as caught:
-        open_foreign(copied)
+        open_foreign(copied, "fp32")
     assert message in str(caught.value)
     assert str(copied) in str(caught.value)
 
 
-def test_nothing_there(transformers: Any, neox: Path, tmp_path: Path) -> None:
+def test_nothing_there(transformers: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"unreadable config\.json"):
-        open_foreign(tmp_path)
+        open_foreign(tmp_path, "fp32")
     with pytest.raises(EvaluationError, match="no such file"):
-        open_foreign(tmp_path / "model.gguf")
+        open_foreign(tmp_path / "model.gguf", "fp32")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + b"\0" * 60)
     with pytest.raises(EvaluationError, match="transformers cannot read it"):
-        open_foreign(tmp_path / "broken.gguf")
-    with pytest.raises(EvaluationError, match="unknown dtype; expected auto, fp32 or bf16; found"):
-        open_foreign(neox, "fp16")
+        open_foreign(tmp_path / "broken.gguf", "fp32")
 
 
 def test_without_transformers(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(EvaluationError) as caught:
-        open_foreign(gpt2)
+        open_foreign(gpt2, "fp32")
     assert str(caught.value) == (
         f'{gpt2}: reading this model needs transformers; try: pip install "ontogeny[eval]"'
     )
@@ -221,4 +220,4 @@ def test_without_transformers(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_does_not_fit_a_foreign_context(transformers: Any, gpt2: Path) -> None:
     with pytest.raises(EvaluationError, match="at most 48 tokens read; found 48"):
-        open_foreign(gpt2).answer([Request((1,) * CONTEXT, (2, 3))])
+        open_foreign(gpt2, "fp32").answer([Request((1,) * CONTEXT, (2, 3))])

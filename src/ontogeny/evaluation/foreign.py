@@ -24,7 +24,7 @@ from ontogeny.evaluation.tasks import Scorer
 from ontogeny.evaluation.tries import TOKENS_PER_BATCH
 from ontogeny.model.hf import CONFIG, load, read_config, shape_of
 from ontogeny.model.loss import choices_of
-from ontogeny.model.neox import SCORING_DTYPES
+from ontogeny.model.neox import DTYPES
 from ontogeny.tokens.vocabulary import END_OF_DOCUMENT, TOKENIZER, Vocabulary, load_vocabulary
 
 GGUF = ".gguf"
@@ -86,29 +86,26 @@ class TransformersScorer:
         return answers
 
 
-def open_foreign(path: Path, dtype: str = "auto") -> Scorer:
+def open_foreign(path: Path, dtype: str) -> Scorer:
     """The model of a folder in the form of transformers, or of a GGUF file, ready to be asked.
 
-    `dtype` is `fp32`, `bf16`, or `auto`: bf16 where the weights are kept in it. Raises
-    EvaluationError or CheckpointError where there is no model, no tokenizer, or they do not fit.
+    `dtype` is `fp32` or `bf16`. Raises EvaluationError or CheckpointError where there is no model,
+    no tokenizer, or they do not fit.
     """
-    if dtype not in ("auto", "fp32", "bf16"):
-        raise EvaluationError("unknown dtype", expected="auto, fp32 or bf16", found=dtype)
     if path.suffix != GGUF:
         config = read_config(path)
         vocabulary = load_vocabulary(path / TOKENIZER)
         if _is_ours(config, path):
             model = load(path)
             _require_ids(vocabulary, model.shape.vocab_size, path)
-            vocabulary = _begun(vocabulary, config)
-            return NeoXScorer(model, vocabulary, _dtype(dtype, model.embed_in.weight.dtype))
+            return NeoXScorer(model, _begun(vocabulary, config), DTYPES[dtype])
     foreign = _load(path)
     known = vars(foreign.config)
     if path.suffix == GGUF:
         vocabulary = _packed_vocabulary(path)
     _require_ids(vocabulary, foreign.get_input_embeddings().num_embeddings, path)
     length = next((known[name] for name in LENGTHS if known.get(name)), USUAL_LENGTH)
-    foreign.eval().to(_dtype(dtype, foreign.dtype))
+    foreign.eval().to(DTYPES[dtype])
     return TransformersScorer(foreign, _begun(vocabulary, known), length)
 
 
@@ -117,11 +114,6 @@ def _is_ours(config: dict[str, Any], path: Path) -> bool:
         return bool(shape_of(config, path / CONFIG))
     except CheckpointError:
         return False
-
-
-def _dtype(wanted: str, kept: torch.dtype) -> torch.dtype:
-    auto = torch.bfloat16 if kept is torch.bfloat16 else torch.float32
-    return auto if wanted == "auto" else SCORING_DTYPES[wanted]
 
 
 def _require_ids(vocabulary: Vocabulary, num_rows: int, path: Path) -> None:
