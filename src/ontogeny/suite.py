@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ontogeny.artifact import Artifact
 from ontogeny.config import Settings, build, nearest, read_toml, with_changes
 from ontogeny.shape import SIZES, Activation, RotaryTables, Shape, check_heads, padded
 from ontogeny.steps import BranchSettings, checkpoint_spacing, checkpoint_steps
@@ -381,6 +382,11 @@ class RunFile(SharedSettings):
     def _size_resolves(self) -> RunFile:
         self.the_member()
         return self
+
+
+def settings_of(run: Artifact) -> RunSettings:
+    """The settings that a run's manifest states. Raises ConfigError where they are none."""
+    return build(RunSettings, run.config, run.path)
 
 
 def load_suite(path: Path, changes: list[str] | None = None) -> Suite:

@@ -17,7 +17,6 @@ from typing import Literal
 
 from ontogeny.artifact import MANIFEST, Artifact, Input, faults, open_artifact, read_manifest
 from ontogeny.checkpoints.store import load_checkpoint, open_checkpoint
-from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import CheckpointError, EvaluationError
 from ontogeny.evaluation.foreign import GGUF, open_foreign
@@ -27,7 +26,7 @@ from ontogeny.model import hf
 from ontogeny.model.neox import DTYPES
 from ontogeny.scores import Place
 from ontogeny.steps import STEPS
-from ontogeny.suite import RunSettings
+from ontogeny.suite import settings_of
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 
 Dtype = Literal["auto", "fp32", "bf16"]
@@ -58,7 +57,7 @@ def own_checkpoint(
     Raises CheckpointError where it is not what the run recorded, EvaluationError where the
     tokenizer is not.
     """
-    settings, opened = build(RunSettings, dict(run.config), run.path), _opened(run, step)
+    settings, opened = settings_of(run), _opened(run, step)
     if rehash:
         _require_whole(opened)
     place = Place(

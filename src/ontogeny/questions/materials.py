@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ontogeny.artifact import Artifact, open_artifact, open_input
-from ontogeny.config import build
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import Order
 from ontogeny.order.splice import Spliced, open_windows
 from ontogeny.order.windows import Windows
-from ontogeny.suite import RunSettings
+from ontogeny.suite import RunSettings, settings_of
 from ontogeny.tokens.store import DocumentStore
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, load_vocabulary
 
@@ -47,7 +46,7 @@ def open_materials(path: Path) -> Materials:
     Of a branch the batches before it are its parent's, and the store the one its parent began on.
     """
     run = open_artifact(path, "run")
-    settings = build(RunSettings, dict(run.config), path)
+    settings = settings_of(run)
     windows = open_windows(open_input(run, "order"))
     earlier = None
     if settings.branch:

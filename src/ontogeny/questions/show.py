@@ -14,12 +14,11 @@ from typing import Any
 from ontogeny.artifact import MANIFEST, Artifact, input_place, read_manifest
 from ontogeny.checkpoints.store import list_states
 from ontogeny.checkpoints.verify import recorded_tensors
-from ontogeny.config import build
 from ontogeny.errors import DataError, OntogenyError
 from ontogeny.record import RECORD, read_record
 from ontogeny.scores import stage_digest
 from ontogeny.steps import METRICS, list_steps
-from ontogeny.suite import RunSettings
+from ontogeny.suite import settings_of
 from ontogeny.training.metrics import whole_rows
 
 DEPTH = 3  # names of a setting or fact that are joined; what lies deeper is only counted
@@ -121,7 +120,7 @@ def _listed(values: list[Any]) -> str:
 def _growth(artifact: Artifact) -> dict[str, Any]:
     """What only weights and runs have."""
     if artifact.kind == "run":
-        settings = build(RunSettings, dict(artifact.config), artifact.path)
+        settings = settings_of(artifact)
         rows = list(whole_rows(artifact.path / METRICS))
         return {
             "parameters": settings.shape.num_parameters,

@@ -18,14 +18,13 @@ from pathlib import Path
 from ontogeny.artifact import MANIFEST, Artifact, file_fault, input_place, read_manifest
 from ontogeny.checkpoints.store import list_states
 from ontogeny.checkpoints.verify import chain_faults, recorded_tensors, weight_faults
-from ontogeny.config import build
 from ontogeny.errors import CheckpointError, Fault, MissingInputError, OntogenyError
 from ontogeny.order.batches import Batches, roll
 from ontogeny.questions.materials import open_materials
 from ontogeny.results import parse_metrics
 from ontogeny.scores import KIND
 from ontogeny.steps import METRICS, STATES, STEPS, list_steps, state_folder, step_folder
-from ontogeny.suite import RunSettings
+from ontogeny.suite import RunSettings, settings_of
 from ontogeny.training.run import LOCK
 
 Job = Callable[[], Iterable[Fault]]
@@ -101,7 +100,7 @@ def scores_subject(folder: Path, name: str) -> Subject:
 def _run_subjects(run: Artifact, subject: Subject) -> Iterator[Subject]:
     """The checkpoints, states and rows of a run, after its own line."""
     try:
-        settings = build(RunSettings, dict(run.config), run.path)
+        settings = settings_of(run)
     except OntogenyError as error:
         subject.faults.append(error.fault("made by another version, or forged", AGAIN))
         return
@@ -147,7 +146,7 @@ def _place_in_run(checkpoint: Artifact, step: int, subject: Subject) -> Iterator
     """The chain up to a checkpoint of a run, and the rows since its parent."""
     try:
         run = read_manifest(checkpoint.path.resolve().parent.parent)
-        settings = build(RunSettings, dict(run.config), run.path)
+        settings = settings_of(run)
     except OntogenyError as error:
         subject.faults.append(error.fault("its run is damaged or gone", "ontogeny verify RUN"))
         return

@@ -13,7 +13,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ontogeny.artifact import Artifact, open_artifact
-from ontogeny.config import build
 from ontogeny.errors import DataError, EvaluationError
 from ontogeny.record import Record, StageRecord, read_record
 from ontogeny.report.measured import (
@@ -29,7 +28,7 @@ from ontogeny.report.measured import (
 from ontogeny.results import UpdateMetrics, read_metrics
 from ontogeny.scores import FOLDER, KIND, ScoreStore, stage_digest
 from ontogeny.steps import METRICS, step_folder
-from ontogeny.suite import Member, RunSettings
+from ontogeny.suite import Member, RunSettings, settings_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,7 @@ def _open_stage(home: Path, stage: StageRecord) -> Artifact:
 
 def _history(member: Member, artifacts: Mapping[str, Artifact]) -> History:
     artifact = artifacts[f"runs/{member.name}"]
-    run = build(RunSettings, artifact.config, artifact.path)
+    run = settings_of(artifact)
     updates = _updates(artifact.path / METRICS, run)
     checkpoints = _chain(artifact, run, updates)
     return History(member, run, updates, checkpoints)
