@@ -22,6 +22,7 @@ from ontogeny.tokens.vocabulary import Vocabulary, byte_lengths
 from ontogeny.tokens.writer import StoreWriter
 
 CHUNK_TOKENS = 1 << 18  # decoded and encoded at a time
+INT32 = np.dtype("<i4")
 
 # A document's number in its store, its new tokens, and its cuts: int [size + 1].
 EditedDocument = tuple[int, np.ndarray, np.ndarray]
@@ -31,14 +32,13 @@ EditedDocument = tuple[int, np.ndarray, np.ndarray]
 class Edit:
     """Documents with other tokens, read in place from scratch files.
 
-    `documents` int64, ascending; the new tokens of `documents[i]` are item i of `store`. The first
-    t of its old tokens are now its first `cuts[bases[i] + t]`.
+    `documents` int64, ascending; the new tokens of `documents[i]` are item i of `store`. Its first
+    t old tokens are now as many as number t in item i of `cuts` says.
     """
 
     documents: np.ndarray
     store: Store
-    cuts: np.ndarray
-    bases: np.ndarray
+    cuts: Store
 
     def items(self, documents: np.ndarray) -> np.ndarray:
         """The items of documents, -1 for those that are not edited."""
@@ -47,24 +47,20 @@ class Edit:
 
     def piece(self, item: int, offset: int, length: int) -> np.ndarray:
         """What some old tokens of an item have become."""
-        base = int(self.bases[item]) + offset
-        begin, end = int(self.cuts[base]), int(self.cuts[base + length])
+        begin, end = self.cuts.tokens(item)[[offset, offset + length]].tolist()
         return self.store.tokens(item, begin, end - begin)
 
 
 def write_edit(store: Store, edited: Iterable[EditedDocument], folder: Path) -> Edit:
     """Put edited documents of a store, in ascending order, in files of a scratch folder."""
     numbers: list[int] = []
-    path = folder / "edited"
-    with StoreWriter(path, store.dtype) as tokens, path.with_suffix(".cuts").open("xb") as file:
+    paths = folder / "edited", folder / "cuts"
+    with StoreWriter(paths[0], store.dtype) as tokens, StoreWriter(paths[1], INT32) as places:
         for number, ids, cuts in edited:
             numbers.append(number)
             tokens.add_documents(ids, np.array([len(ids)]))
-            file.write(cuts.astype("<i4").data)
-    documents = np.array(numbers, np.int64)
-    lengths = store.sizes[documents].astype(np.int64) + 1
-    cuts = np.memmap(path.with_suffix(".cuts"), "<i4", "r") if numbers else np.empty(0)
-    return Edit(documents, Store(path), cuts.view(np.ndarray), np.cumsum(lengths) - lengths)
+            places.add_documents(cuts, np.array([len(cuts)]))
+    return Edit(np.array(numbers, np.int64), *map(Store, paths))
 
 
 def emptied(store: Store, documents: np.ndarray) -> Iterator[EditedDocument]:

@@ -127,13 +127,6 @@ class Store:
 
         The preshuffled files of Pythia are read so: their items are the windows in training order.
         """
-        if not 0 <= start <= stop <= len(self):
-            raise DataError(
-                "no such rows",
-                where=self.idx,
-                expected=f"0 <= start <= stop <= {len(self)}",
-                found=f"{start} to {stop}",
-            )
         widths = np.unique(self.sizes[start:stop] if stop > start else self.sizes[:1])
         if len(widths) != 1:
             raise DataError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -28,7 +27,10 @@ def token_dtype(vocabulary_size: int) -> np.dtype:
 
 
 class StoreWriter:
-    """A store being written, as a context manager: whole when the block ends well, else absent."""
+    """A store being written, as a context manager: whole when the block ends well.
+
+    What is left of it otherwise has no header, and is no store.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
         self._dtype = np.dtype(dtype).newbyteorder("<")
@@ -46,14 +48,9 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with ExitStack() as undo:
-            for path in self._paths:
-                undo.callback(path.unlink, missing_ok=True)
-            with self._bin, self._idx, self._bounds:
-                if kind is None:
-                    self._finish()
+        with self._bin, self._idx, self._bounds:
             if kind is None:
-                undo.pop_all()
+                self._finish()
 
     def add_items(self, tokens: np.ndarray, sizes: np.ndarray) -> None:
         """Append items of these sizes, their tokens one after another, to the open document."""
