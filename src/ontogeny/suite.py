@@ -89,7 +89,7 @@ class VocabularySettings(Settings):
     With `file`, `size` is how many ids the file must hold.
     """
 
-    size: int | None = Field(default=None, ge=258)
+    size: int | None = Field(default=None, ge=258)  # every byte, and two special tokens
     file: str | None = None
 
     @model_validator(mode="after")

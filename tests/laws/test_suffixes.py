@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ontogeny.errors import ConfigError, DataError, OrderError
+from ontogeny.errors import DataError, OrderError
 from ontogeny.order.lookup import Hits, joined, lookup_in
 from ontogeny.order.plan import Order
 from ontogeny.order.rows import Rows
@@ -245,8 +245,6 @@ def test_the_pieces_of_an_item_are_where_it_is_seen(
 
 def test_bad_indexes_are_refused(tmp_path: Path) -> None:
     store, other = write(tmp_path, "a", [[1, 2]]), write(tmp_path, "b", [[1, 3]])
-    with pytest.raises(ConfigError, match="a shard needs a token; expected 1 or more; found 0"):
-        build_index(store, tmp_path / "x", shard_tokens=0)
     build_index(store, tmp_path / "x")
     with pytest.raises(DataError, match=r"x: an index of another store; expected one of .*b\.bin"):
         open_index(tmp_path / "x", other)

@@ -17,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ontogeny.text.near as near
+from ontogeny.config import build
 from ontogeny.errors import ConfigError
+from ontogeny.suite import TextSettings
 from ontogeny.text.near import RECALL, SIGNATURE, bands, first_alike, signatures
 
 texts = st.text(st.sampled_from("abAB é漢\n\t\x0b\x1c\xa0"), max_size=60)
@@ -191,6 +193,6 @@ def test_bands_are_the_widest_that_see_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.49, 1.01, float("nan")])
-def test_refuses_what_is_no_threshold(threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"not a threshold .* expected 0.5 to 1; found"):
-        bands(threshold)
+def test_settings_refuse_what_is_no_threshold(threshold: float) -> None:
+    with pytest.raises(ConfigError, match=r"(?:near_duplicates: Input should be|not a setting)"):
+        build(TextSettings, {"path": "x", "near_duplicates": threshold}, "suite.toml")

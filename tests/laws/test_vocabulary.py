@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.shape import padded
@@ -147,8 +148,9 @@ def test_refuses_a_missing_file_before_building(tmp_path: Path) -> None:
 
 
 def test_refuses_too_small_a_vocabulary() -> None:
-    with pytest.raises(ConfigError, match=r"at least 258; found 257; try: --set vocabulary\.size"):
-        train_vocabulary(iter(TEXTS), 257)
+    """One that cannot hold every byte and the special tokens."""
+    with pytest.raises(ConfigError, match=r"size: .* greater than or equal to 258; found 257"):
+        build(VocabularySettings, {"size": 257}, "suite.toml")
 
 
 def test_refuses_too_little_text(tmp_path: Path) -> None:

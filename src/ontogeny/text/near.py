@@ -24,7 +24,6 @@ import numpy as np
 from numpy.random import RandomState
 from rensa import RMinHash
 
-from ontogeny.errors import ConfigError
 from ontogeny.text.shards import bundles
 
 SIGNATURE = 128  # numbers of a signature: uint32, so 512 bytes a document
@@ -59,10 +58,6 @@ def bands(threshold: float) -> tuple[int, int]:
 
     A pair of similarity s shares one of b bands of r numbers with probability 1 - (1 - s**r)**b.
     """
-    if not 0.5 <= threshold <= 1:
-        raise ConfigError(
-            "not a threshold for near-duplicates", expected="0.5 to 1", found=threshold
-        )
     widths = range(SIGNATURE, 0, -1)
     shapes = ((SIGNATURE // width, width) for width in widths)
     return next(shape for shape in shapes if 1 - (1 - threshold ** shape[1]) ** shape[0] >= RECALL)

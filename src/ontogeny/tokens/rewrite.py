@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ontogeny.errors import ConfigError, DataError
+from ontogeny.text.shards import bundles
 from ontogeny.tokens.store import DocumentStore, Store
 from ontogeny.tokens.vocabulary import Vocabulary, byte_lengths
 from ontogeny.tokens.writer import StoreWriter
@@ -147,7 +148,7 @@ def rewritten(
         raise DataError("text is only replaced in tokens of a byte-level vocabulary")
     end = store.artifact.facts["eod_id"]
     ending = [] if end is None else [end]
-    for chunk in _chunks(store, documents):
+    for chunk in bundles(documents.tolist(), lambda one: int(store.sizes[one]), CHUNK_TOKENS):
         bodies = [store.tokens(one)[: int(store.sizes[one]) - len(ending)] for one in chunk]
         texts = vocabulary.tokenizer.decode_batch(
             [body.tolist() for body in bodies], skip_special_tokens=False
@@ -188,12 +189,6 @@ def _substituted(
     if not spans:
         return None
     return Substitution("".join([*parts, text[at:]]), np.array(spans, np.int64))
-
-
-def _chunks(store: Store, documents: np.ndarray) -> Iterator[list[int]]:
-    ends = np.cumsum(store.sizes[documents], dtype=np.int64)
-    for chunk in np.split(documents, np.flatnonzero(np.diff(ends // CHUNK_TOKENS)) + 1):
-        yield chunk.tolist()
 
 
 def _ends(sizes: np.ndarray, text: str, where: str) -> np.ndarray:

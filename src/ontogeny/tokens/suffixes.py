@@ -141,8 +141,6 @@ def build_index(
     longer than `shard_tokens`, which makes a larger shard. Raises DataError for too little disk.
     """
     shard_tokens = standard_shard(store) if shard_tokens is None else shard_tokens
-    if shard_tokens < 1:
-        raise ConfigError("a shard needs a token", expected="1 or more", found=shard_tokens)
     bounds = _shard_bounds(store, shard_tokens)
     require_space(folder, store.num_tokens * SUFFIX.itemsize)
     made_of = {"store": store.artifact if isinstance(store, DocumentStore) else identity(store)}

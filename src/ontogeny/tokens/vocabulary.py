@@ -26,7 +26,6 @@ from ontogeny.tokens.fast import Encoder
 END_OF_DOCUMENT = "<|endoftext|>"
 PADDING = "<|padding|>"
 SPECIAL = [END_OF_DOCUMENT, PADDING]  # ids 0 and 1 of a trained vocabulary
-SMALLEST = len(SPECIAL) + 256  # the special tokens and every byte
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))  # bytes written as themselves
@@ -136,16 +135,8 @@ def byte_lengths(vocabulary: Vocabulary) -> np.ndarray | None:
 def train_vocabulary(texts: Iterator[str], size: int) -> Vocabulary:
     """A byte-level BPE of exactly `size` ids, learned from texts.
 
-    Raises ConfigError when `size` cannot hold every byte, DataError when the texts are too few to
-    learn so many tokens from.
+    Raises DataError when the texts are too few to learn so many tokens from.
     """
-    if size < SMALLEST:
-        raise ConfigError(
-            "the vocabulary is too small for every byte and the special tokens",
-            expected=f"at least {SMALLEST}",
-            found=size,
-            fix=f"--set vocabulary.size={SMALLEST}",
-        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
