@@ -22,8 +22,8 @@ from ontogeny.text.documents import Document
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import Store, open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, byte_lengths, train_vocabulary
-from ontogeny.tokens.writer import StoreWriter
 from ontogeny.training.loop import train
+from pairs import write_pair
 from spoken import Type
 
 TEXTS = [
@@ -111,9 +111,7 @@ def test_bytes_of_spans_tile_the_text(
 def test_spans_of_an_original_pair(tmp_path: Path) -> None:
     """Its documents have numbers, no names; empty ones have no span."""
     sizes = np.array([0, 3, 0, 0, 2, 4, 0])
-    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
-        writer.add_documents(np.arange(9), sizes)
-    store = Store(tmp_path / "pair")
+    store = Store(write_pair(tmp_path / "pair", np.split(np.arange(9), np.cumsum(sizes)[:-1])))
     indices = neox_indices(sizes, num_windows=6, context_length=6, seed=2)
     order = Order(store, indices, 6, "")
     spans = Spans(order, None)
@@ -139,10 +137,7 @@ def test_no_bytes_without_a_byte_level_vocabulary() -> None:
 
 def test_spliced_windows_say_so(tmp_path: Path, ground: Ground) -> None:
     order = ground.batches(4).order
-    with StoreWriter(tmp_path / "patch", np.dtype("<u2")) as writer:
-        patch = np.array([5] * CONTEXT + [0])
-        writer.add_documents(patch, np.array([len(patch)]))
-    rows = Rows(Store(tmp_path / "patch"), CONTEXT)
+    rows = Rows(Store(write_pair(tmp_path / "patch", [[5] * CONTEXT + [0]])), CONTEXT)
     spliced = Spliced((Part(order, 0, 3), Part(order, 7, 9)), np.array([4]), rows)
     vocabulary = vocabulary_of(TEXTS)
     spans, parents = Spans(spliced, vocabulary), Spans(order, vocabulary)
@@ -168,17 +163,11 @@ def test_what_is_printed(run: Path, ground: Ground, say: Type) -> None:
         assert f"update {update}: step{update} -> step{update + 1}" in one
 
 
-def write_rows(path: Path, rows: np.ndarray) -> Path:
-    with StoreWriter(path, np.dtype("<u2")) as writer:
-        writer.add_documents(rows.reshape(-1), np.full(len(rows), rows.shape[1]))
-    return path
-
-
 def test_texts_are_harmless_to_the_terminal(tmp_path: Path, say: Type) -> None:
     vocabulary = vocabulary_of(TEXTS)
     (tmp_path / TOKENIZER).write_text(vocabulary.definition)
     ids = vocabulary.encode(TEXTS[2])
-    write_rows(tmp_path / "rows", np.array([ids, ids]))
+    write_pair(tmp_path / "rows", np.array([ids, ids]))
     said = say("batch", tmp_path / "rows", "--update", 0, "--vocabulary", tmp_path / TOKENIZER)
     assert said.code == 0
     assert said.out.count("[bold]x[/nothing] \N{REPLACEMENT CHARACTER}[31m:smile:") == 3
@@ -192,7 +181,7 @@ def test_long_updates_are_cut_and_rows_end_at_ends_of_documents(tmp_path: Path, 
     letter = vocabulary.encode("z")[0]
     rows = np.full((30, 2000), letter)
     rows[:, [7, 8, 1999]] = vocabulary.eod
-    place = write_rows(tmp_path / "rows", rows)
+    place = write_pair(tmp_path / "rows", rows)
     words = ["--vocabulary", tmp_path / TOKENIZER, "--rows-per-update", 20]
     printed = say("batch", place, "--update", 0, *words).out
     assert "and 8 more: --row 12, --json or --npy FILE" in printed
@@ -211,7 +200,7 @@ def test_npy_is_written_block_by_block(
 ) -> None:
     monkeypatch.setattr(sources, "BLOCK", 1 << 16)
     rows = np.random.RandomState(0).randint(1, 65536, (3000, 1001))
-    place, file = write_rows(tmp_path / "rows", rows), tmp_path / "out.npy"
+    place, file = write_pair(tmp_path / "rows", rows), tmp_path / "out.npy"
     open_source(place)
     tracemalloc.start()
     open_source(place, rows_per_update=1000).save(file, range(3))

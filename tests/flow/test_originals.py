@@ -12,15 +12,9 @@ import pytest
 from ontogeny.errors import DataError, OrderError
 from ontogeny.order.shuffle import neox_indices
 from ontogeny.questions.sources import open_source
-from ontogeny.tokens.writer import StoreWriter
+from pairs import write_pair
 from served import PER_UPDATE, WIDTH, fake_preshuffled, serving
 from spoken import Type
-
-
-def write_rows(path: Path, rows: np.ndarray) -> Path:
-    with StoreWriter(path, np.dtype("<u2")) as writer:
-        writer.add_documents(rows.reshape(-1), np.full(len(rows), rows.shape[1]))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +46,7 @@ def test_a_file_of_a_hub(far: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = far / "datasets/me/set/resolve/v1"
     folder.mkdir(parents=True)
     rows = np.arange(1, 21).reshape(4, 5)
-    write_rows(folder / "document", rows)
+    write_pair(folder / "document", rows)
     with serving(far) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         source = open_source("hf://datasets/me/set@v1/document", rows_per_update=2)
@@ -66,7 +60,7 @@ def test_holes_of_a_remote_file_are_named(far: Path, say: Type) -> None:
         assert "document.idx: rows of another length; expected 2049 tokens; found 0" in said.err
     rows = np.ones((9, 2049), int)
     rows[4] = 0
-    place = write_rows(far / "holes", rows)
+    place = write_pair(far / "holes", rows)
     with serving(far) as server:
         source = open_source(f"{server.url}/holes", rows_per_update=3)
         assert (source.batches(0) == 1).all()
@@ -116,8 +110,7 @@ def test_damaged_index_arrays(
     tmp_path: Path, name: str, damage: Damage, here: str, there: str | None
 ) -> None:
     sizes = np.random.RandomState(0).randint(0, 30, 20)
-    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
-        writer.add_documents(np.ones(sizes.sum(), int), sizes)
+    write_pair(tmp_path / "pair", map(np.ones, sizes))
     indices = neox_indices(sizes, num_windows=20, context_length=8, seed=1)
     stem = tmp_path / "pair_train_0_indexmap_20ns_8sl_1s"
     arrays = {"doc": indices.documents, "sample": indices.samples, "shuffle": indices.windows}
@@ -145,8 +138,7 @@ def test_damaged_index_arrays(
 
 
 def test_a_pair_with_index_arrays_names_them(tmp_path: Path, say: Type) -> None:
-    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
-        writer.add_documents(np.ones(9, int), np.array([4, 5]))
+    write_pair(tmp_path / "pair", [[1] * 4, [1] * 5])
     said = say("batch", tmp_path / "pair", "--update", 0)
     assert "try: --context-length, --seed and --updates" in said.err
     (tmp_path / "pair_train_0_indexmap_1ns_2sl_3s_shuffle_idx.npy").touch()
@@ -161,8 +153,7 @@ def test_a_pair_with_index_arrays_names_them(tmp_path: Path, say: Type) -> None:
 
 def test_an_order_built_in_memory_asks_for_more_as_the_original_does(tmp_path: Path) -> None:
     """1.005 times the windows of training: here one pass holds those, but not so many."""
-    with StoreWriter(tmp_path / "pair", np.dtype("<u2")) as writer:
-        writer.add_documents(np.ones(1001, int), np.full(7, 143))
+    write_pair(tmp_path / "pair", [[1] * 143] * 7)
     for updates, num_windows in ((99, 100), (100, 200)):
         source = open_source(
             tmp_path / "pair", rows_per_update=1, context_length=10, seed=1, updates=updates

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from grown import CONTEXT, Ground, begin, settings
+from grown import Ground, begin, settings
 from ontogeny.order.plan import Order
 from ontogeny.questions.materials import open_materials
 from ontogeny.stages.branch import begin_branch, plan_branch
 from ontogeny.stages.splices import read_spec
 from ontogeny.tokens.store import open_store
 from ontogeny.tokens.vocabulary import TOKENIZER, Vocabulary, open_vocabulary, spellings
-from ontogeny.tokens.writer import StoreWriter
 from ontogeny.training.loop import train
+from pairs import write_pair
 from spoken import Said, Type
 
 NUM_UPDATES, ROWS = 24, 4
@@ -186,9 +186,8 @@ def test_a_trace_is_told_with_its_updates(run: Path, say: Type) -> None:
 
 def test_original_files_are_asked_like_runs(run: Path, say: Type, tmp_path: Path) -> None:
     """A file of rows, and a pair that is ordered as GPT-NeoX does."""
-    rows = np.array([row for *_, row in rows_of(run)])
-    with StoreWriter(tmp_path / "rows", np.dtype("<u2")) as writer:
-        writer.add_documents(rows.reshape(-1), np.full(len(rows), CONTEXT + 1))
+    rows = [row for *_, row in rows_of(run)]
+    write_pair(tmp_path / "rows", rows)
     vocabulary = ["--vocabulary", run / TOKENIZER, "--json", "--limit", 9000]
     answer = told(say("seen", tmp_path / "rows", "river", "--rows-per-update", ROWS, *vocabulary))
     same = told(say("seen", run, "river", "--limit", 9000, "--json"))
@@ -273,9 +272,7 @@ def test_a_trace_needs_a_text_as_long_as_its_parts(run: Path, say: Type) -> None
 
 
 def test_files_that_cannot_answer_say_why(run: Path, say: Type, tmp_path: Path) -> None:
-    with StoreWriter(tmp_path / "rows", np.dtype("<u2")) as writer:
-        writer.add_documents(np.arange(1, 13), np.full(4, 3))
-    file = tmp_path / "rows"
+    file = write_pair(tmp_path / "rows", np.arange(1, 13).reshape(4, 3))
     assert "a text needs the vocabulary" in say("seen", file, "a").err
     assert "written down, not of documents" in say("seen", file, "--document", "1").err
     words = Vocabulary(Tokenizer(models.WordLevel({"a": 0}, "a")).to_str())

@@ -18,16 +18,13 @@ from ontogeny.order.shuffle import sound_indices
 from ontogeny.order.trace import trace
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.suffixes import build_index, open_index
-from ontogeny.tokens.writer import StoreWriter
+from pairs import write_pair
 
 Moment = tuple[int, int, int]
 
 
 def history_of(folder: Path, documents: list[list[int]], context: int, rows: int) -> History:
-    with StoreWriter(folder / "t", np.dtype("<u2")) as writer:
-        flat = np.array([token for document in documents for token in document], np.int64)
-        writer.add_documents(flat, np.array([len(document) for document in documents]))
-    store = Store(folder / "t")
+    store = Store(write_pair(folder / "t", documents))
     build_index(store, folder / "index")
     num_windows = 2 * ((store.num_tokens - 1) // context)
     indices = sound_indices(store.sizes, num_windows=num_windows, context_length=context, seed=1)

@@ -22,17 +22,14 @@ from ontogeny.order.stream import Ascending
 from ontogeny.order.windows import Windows
 from ontogeny.tokens.store import Store
 from ontogeny.tokens.suffixes import Suffixes, build_index, identity, open_index
-from ontogeny.tokens.writer import StoreWriter
+from pairs import write_pair
 
 DTYPES = ("<u1", "<u2", "<i4", "<i8")
 EOD = 0
 
 
 def write(folder: Path, name: str, documents: Sequence[Sequence[int]], dtype: str = "<u2") -> Store:
-    with StoreWriter(folder / name, np.dtype(dtype)) as writer:
-        flat = np.array([token for document in documents for token in document], np.int64)
-        writer.add_documents(flat, np.array([len(document) for document in documents], np.int64))
-    return Store(folder / name)
+    return Store(write_pair(folder / name, documents, dtype))
 
 
 def indexed(store: Store, shard_tokens: int = 7) -> Suffixes:
