@@ -129,6 +129,25 @@ def test_a_file_of_2023_becomes_rows(tmp_path: Path) -> None:
     assert cell.weights == "" != cell.data
 
 
+@pytest.mark.parametrize("value", [1.7, -0.5, math.inf])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, value: float) -> None:
+    told = of_2023("pythia-70m,revision=step1", {"piqa": {"acc": value}, "copa": {"acc": 0.5}})
+    path = put(tmp_path / "a.json", told | {"n-samples": {"piqa": {"effective": 9}}})
+    message = f"a.json: acc of piqa is no share of items; expected 0 to 1; found {value}"
+    with pytest.raises(EvaluationError, match=message):
+        read_result_file(path)
+
+
+def test_what_is_no_number_is_no_score_and_no_interval(tmp_path: Path) -> None:
+    values = {"acc": math.nan, "ppl": math.inf, "ppl_stderr": math.inf}
+    told = of_2023("pythia-70m,revision=step1", {"lambada_openai": values})
+    (task,) = read_result_file(put(tmp_path / "a.json", told)).tasks
+    (row,) = task.scores(member_place("pythia-70m", 1), 0)
+    assert (row.metric, row.value) == ("perplexity", math.inf)
+    assert math.isnan(row.low)
+    assert math.isnan(row.high)
+
+
 def test_the_harness_of_today_is_read_too(tmp_path: Path) -> None:
     piqa = {"alias": "piqa", "sample_len": 100, "acc,none": 0.5, "acc_stderr,none": 0.05,
             "acc_norm,none": 0.25, "acc_norm_stderr,none": "N/A"}  # fmt: skip

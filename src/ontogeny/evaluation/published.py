@@ -150,14 +150,7 @@ def read_result_file(path: Path) -> ResultFile:
         data = _mapping(json.loads(content, parse_int=float))
     except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError("cannot be read", where=path, found=error) from error
-    results = data.get("table_results") or data.get("results")
-    measures = {task: _measures(values) for task, values in _mapping(results).items()}
-    measures = {task: values for task, values in measures.items() if values}
-    if not measures:
-        raise EvaluationError("holds no scores", where=path, expected="results of lm-eval")
-    names = {*measures, *(metric for values in measures.values() for metric in values)}
-    if not all(name.isprintable() and "/" not in name for name in names):
-        raise EvaluationError("names of tasks or metrics that cannot be such", where=path)
+    measures = _tasks(path, data)
     try:
         place = _place(path, data)
     except EvaluationError as error:
@@ -245,17 +238,35 @@ def _place(path: Path, data: Mapping[str, Any]) -> Place:
     return member_place("-".join([name, *marks]), step, num_updates)
 
 
+def _tasks(path: Path, data: Mapping[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """What is told of each task. Raises EvaluationError for names or shares that cannot be such."""
+    results = data.get("table_results") or data.get("results")
+    measures = {task: _measures(values) for task, values in _mapping(results).items()}
+    measures = {task: values for task, values in measures.items() if values}
+    if not measures:
+        raise EvaluationError("holds no scores", where=path, expected="results of lm-eval")
+    for task, values in measures.items():
+        if not all(name.isprintable() and "/" not in name for name in (task, *values)):
+            raise EvaluationError("names of tasks or metrics that cannot be such", where=path)
+        for metric, (value, _) in values.items():
+            if metric in SHARES and not 0 <= value <= 1:
+                raise EvaluationError(f"{metric} of {task} is no share of items", where=path,
+                                      expected="0 to 1", found=value)  # fmt: skip
+    return measures
+
+
 def _measures(values: object) -> dict[str, tuple[float, float]]:
     """Value and standard error (NaN where there is none) of each metric, under today's names."""
     numbers = {key: value for key, value in _mapping(values).items() if isinstance(value, float)}
     found = {}
     for key, value in numbers.items():
         metric, _, filtered = key.partition(",")
-        if metric == "sample_len" or metric.endswith("_stderr"):
+        if metric == "sample_len" or metric.endswith("_stderr") or math.isnan(value):
             continue
         after = f",{filtered}" if filtered else ""
         name = METRICS.get(metric, metric) + after.removesuffix(",none")
-        found[name] = value, numbers.get(f"{metric}_stderr{after}", math.nan)
+        error = numbers.get(f"{metric}_stderr{after}", math.nan)
+        found[name] = value, error if math.isfinite(error) else math.nan
     return found
 
 
