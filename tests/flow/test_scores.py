@@ -260,6 +260,15 @@ def test_frames_hold_the_rows(grown: Path) -> None:
     assert "metrics" not in items
 
 
+def test_metrics_whose_names_differ_in_case(tmp_path: Path) -> None:
+    store, metrics = ScoreStore(tmp_path), {"F1": 0.25, "f1": 0.75}
+    scores = [Score("2m", 8, 8, "quiz", name, at, at, at, 1) for name, at in metrics.items()]
+    items = [Item("2m", 8, "quiz", 0, "i", 0, 0, -1.0, None, 4, metrics)]
+    store.add(place("2m", 8), [Cell("quiz", 0, *"wvsdft")], scores, items, {})
+    found = open_scores(tmp_path).items()
+    assert (found["F1"].tolist(), found["f1"].tolist()) == ([0.25], [0.75])
+
+
 def test_a_suite_in_python_answers_the_same(grown: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -85,13 +85,15 @@ class Scores:
         places = asked[["member", "step"]].drop_duplicates().itertuples(index=False, name=None)
         rows = self._ask(
             "select * exclude metrics"
-            + "".join(f", metrics[{_text(name)}] as {_name(name)}" for name in names)
+            + "".join(f", metrics[{_text(name)}] as m{at}" for at, name in enumerate(names))
             + " from read_parquet($files) where list_contains($tasks, task)"
             " and list_contains($shots, shots) order by member, step, task, shots, item",
             files=[str(self.store.path(*place).resolve() / ITEMS) for place in places],
             tasks=sorted(set(asked["task"])),
             shots=sorted(set(asked["shots"].tolist())),
         )
+        # Renamed only here: to SQL names that differ in case are one.
+        rows = rows.rename(columns={f"m{at}": name for at, name in enumerate(names)})
         return rows.drop(columns=[name for name in names if rows[name].isna().all()])
 
     def sql(self, query: str) -> pd.DataFrame:
@@ -202,8 +204,3 @@ def _among(wanted: Sequence[int], values: pd.Series, column: str) -> pd.Series:
 def _text(word: object) -> str:
     """A text as SQL writes it."""
     return "'" + str(word).replace("'", "''") + "'"
-
-
-def _name(word: str) -> str:
-    """The name of a column as SQL writes it."""
-    return '"' + word.replace('"', '""') + '"'
