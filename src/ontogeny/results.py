@@ -9,17 +9,17 @@ anything is measured or drawn.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, TypeAdapter
 
-from ontogeny.digest import SHORT, digest_json
+from ontogeny.digest import SHORT, canonical_json, digest_bytes, digest_json
 from ontogeny.errors import EvaluationError
 
 
@@ -129,6 +129,8 @@ class UpdateMetrics:
     was skipped, and its norm is 0. A line leaves both out where they are as below.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
     update: int
     loss: float
     learning_rate: float
@@ -146,8 +148,7 @@ class UpdateMetrics:
         return json.dumps(values | {CHECK: digest_json(values)[:SHORT]}) + "\n"
 
 
-METRICS_KEYS = frozenset(field.name for field in fields(UpdateMetrics))
-NEEDED_KEYS = METRICS_KEYS - {"loss_scale", "skipped"}
+METRICS_ROW = TypeAdapter(UpdateMetrics)
 CHECK = "check"
 
 
@@ -169,22 +170,11 @@ def read_metrics(path: Path) -> Iterator[UpdateMetrics]:
 def parse_metrics(line: str) -> UpdateMetrics | None:
     """The update a line records, or None if the line is torn, altered or foreign."""
     try:
-        values: Any = json.loads(line)
-        check = values.pop(CHECK, None) if isinstance(values, dict) else None
-        is_row = check == digest_json(values)[:SHORT]
-        is_row = is_row and NEEDED_KEYS <= values.keys() <= METRICS_KEYS
-        fits = is_row and all(_fits(name, value) for name, value in values.items())
-        return UpdateMetrics(**values) if fits else None
-    except (ArithmeticError, RecursionError, TypeError, ValueError):
+        values = json.loads(line)
+        check, text = values.pop(CHECK), canonical_json(values).encode()
+        return METRICS_ROW.validate_json(text) if check == digest_bytes(text)[:SHORT] else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def _fits(name: str, value: Any) -> bool:
-    if name == "rows_digest":
-        return isinstance(value, str)
-    if name == "skipped":
-        return value is True
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 @contextmanager
