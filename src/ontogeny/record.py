@@ -5,17 +5,16 @@ Not here: what a suite is (`suite.py`), making a stage (`stages`).
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from ontogeny.config import Settings, build, nearest
 from ontogeny.digest import digest_json
 from ontogeny.errors import ConfigError
 from ontogeny.suite import Suite
+from ontogeny.workers import held
 
 RECORD, LOCK = "suite.json", ".lock"
 
@@ -52,13 +51,13 @@ class Record(Settings):
 
 def write_record(home: Path, record: Record) -> None:
     """Write the record of the suite in `home` with its own digest, whole or not at all."""
-    with _locked(home):
+    with held(home / LOCK):
         _write(home, record)
 
 
 def change_record(home: Path, change: Callable[[Record], Record]) -> None:
     """Read the record of the suite in `home`, change it and write it, while nobody else does."""
-    with _locked(home):
+    with held(home / LOCK):
         _write(home, change(read_record(home)))
 
 
@@ -79,10 +78,3 @@ def _write(home: Path, record: Record) -> None:
     text = json.dumps({"digest": digest_json(values)} | values, indent=1, ensure_ascii=False)
     aside.write_text(text + "\n", encoding="utf-8")
     aside.replace(home / RECORD)
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    with (home / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

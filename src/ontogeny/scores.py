@@ -16,7 +16,7 @@ import glob
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ontogeny.results import (
     read_scores,
     write_rows,
 )
+from ontogeny.workers import held
 
 KIND = "scores"  # of the artifact of a checkpoint, and of a stage: those of a member
 FOLDER = "scores"  # of a suite, for its store
@@ -180,27 +181,15 @@ class ScoreStore:
         Raises EvaluationError while another process holds any of it, unless it is to wait
         `patiently`. What a killed process left half exchanged is mended first.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             whole = fcntl.LOCK_EX if member is None else fcntl.LOCK_SH
-            self._hold(held, self.folder, whole, patiently)
+            stack.enter_context(_held(self.folder, whole, patiently))
             if member is not None:
-                self._hold(held, self.of_member(member), fcntl.LOCK_EX, patiently)
-            held_of = "*" if member is None else glob.escape(member)
-            for old in self.folder.glob(f"member={held_of}/.step=*.old"):
+                stack.enter_context(_held(self.of_member(member), fcntl.LOCK_EX, patiently))
+            of_member = "*" if member is None else glob.escape(member)
+            for old in self.folder.glob(f"member={of_member}/.step=*.old"):
                 _mend(old)
             yield
-
-    def _hold(self, held: ExitStack, folder: Path, how: int, patiently: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = held.enter_context((folder / LOCK).open("w"))
-        try:
-            fcntl.flock(file, how | (0 if patiently else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise EvaluationError(
-                "another process is adding scores",
-                where=folder,
-                fix="wait for it, stop it, or keep these elsewhere with --out",
-            ) from error
 
 
 def find_scores(path: Path) -> ScoreStore:
@@ -230,6 +219,16 @@ def stage_digest(home: Path, stage: StageRecord) -> str:
     if stage.kind == KIND and path.is_dir():
         return ScoreStore(path.parent).digest(path.name.removeprefix("member="))
     return read_manifest(path).digest
+
+
+def _held(folder: Path, how: int, patiently: bool) -> AbstractContextManager[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = EvaluationError(
+        "another process is adding scores",
+        where=folder,
+        fix="wait for it, stop it, or keep these elsewhere with --out",
+    )
+    return held(folder / LOCK, None if patiently else busy, how)
 
 
 def _asked(row: Cell | Score | Item) -> tuple[str, int]:

@@ -91,6 +91,22 @@ def num_cores() -> int:
 
 
 @contextmanager
+def held(lock: Path, busy: OntogenyError | None = None, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock file inside the block; that of a dead process does not count.
+
+    While another process holds it, raises `busy`, or waits where that is None. `how` may be
+    LOCK_SH, for several holders at a time.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, how | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            assert busy is not None
+            raise busy from error
+        yield
+
+
+@contextmanager
 def work_folder(
     path: Path, kind: str, config: Mapping[str, Any], inputs: Mapping[str, Input]
 ) -> Iterator[Path]:
@@ -101,12 +117,8 @@ def work_folder(
     """
     folder = keyed(path.with_name(f".{path.name}.work"), kind, config, inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            fix = "wait for it, or stop it"
-            raise DataError("another process is making this", where=path, fix=fix) from error
+    fix = "wait for it, or stop it"
+    with held(folder / "lock", DataError("another process is making this", where=path, fix=fix)):
         try:
             yield folder
         except KilledError:

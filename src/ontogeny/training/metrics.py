@@ -16,6 +16,7 @@ from ontogeny.errors import ConfigError
 from ontogeny.results import UpdateMetrics, parse_metrics
 
 Sink = Callable[[UpdateMetrics], None]
+SHOWN = ("loss", "learning_rate", "gradient_norm", "tokens")  # by TensorBoard and W&B
 
 
 def whole_rows(path: Path) -> Iterator[UpdateMetrics]:
@@ -74,7 +75,7 @@ def tensorboard_sink(folder: Path) -> Sink:
     writer: Any = SummaryWriter(str(folder))
 
     def write(row: UpdateMetrics) -> None:
-        for name in ("loss", "learning_rate", "gradient_norm", "tokens"):
+        for name in SHOWN:
             writer.add_scalar(name, getattr(row, name), row.update)
         writer.flush()
 
@@ -90,10 +91,6 @@ def wandb_sink(project: str, member: str, config: dict[str, Any]) -> Sink:
     run = wandb.init(project=project, name=member, config=config)
 
     def write(row: UpdateMetrics) -> None:
-        run.log(
-            {"loss": row.loss, "learning_rate": row.learning_rate,
-             "gradient_norm": row.gradient_norm, "tokens": row.tokens},
-            step=row.update,
-        )  # fmt: skip
+        run.log({name: getattr(row, name) for name in SHOWN}, step=row.update)
 
     return write

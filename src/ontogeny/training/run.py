@@ -6,10 +6,9 @@ digests of its order and vocabulary. Metrics, checkpoints and states gather besi
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from ontogeny.suite import RunSettings
 from ontogeny.training.metrics import whole_lines
 from ontogeny.training.parts import own, part_of
 from ontogeny.training.ranks import ALONE, Ranks
+from ontogeny.workers import held
 
 LOCK = ".lock"
 
@@ -160,20 +160,15 @@ def create_run(
     return run
 
 
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path) -> AbstractContextManager[None]:
     """Be the only process that writes a run; the lock of a dead owner does not count.
 
     Raises CheckpointError when another process holds it.
     """
-    with (run / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                "another process is writing this run", where=run, fix="wait for it, or stop it"
-            ) from error
-        yield
+    busy = CheckpointError(
+        "another process is writing this run", where=run, fix="wait for it, or stop it"
+    )
+    return held(run / LOCK, busy)
 
 
 def _first_difference(left: Mapping[str, object], right: Mapping[str, object]) -> str | None:
