@@ -236,6 +236,21 @@ def test_two_members_with_the_same_files(clean: Path, other: Path, tmp_path: Pat
     assert found[0].problem == "have the same weights"
 
 
+def test_numbers_that_are_none_say_nothing_of_starts(
+    clean: Path, other: Path, tmp_path: Path
+) -> None:
+    """Nor are they counted with: a warning would be an error here."""
+    runs = [copy_of(clean, tmp_path / "a"), copy_of(other, tmp_path / "b")]
+
+    def spoil(tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.double().fill_(float("inf"))
+
+    for step in (0, 12):
+        alter(runs[0], step, spoil)
+    assert lint_together([lint_run(run) for run in runs]) == []
+
+
 def test_a_step_without_weights(copied: Path, say: Type) -> None:
     (copied / "step32" / WEIGHTS).unlink()
     said = say("lint", copied)

@@ -112,7 +112,8 @@ def _misplaced(
         sides = distances[at, at - 1], distances[at, at + 1]
         across = distances[at - 1, at + 1]
         place = place_of(steps, distances, at)
-        if min(sides) ** 2 < 10 * rounding[at] or not np.isfinite([*sides, across]).all():
+        is_told = 0 < across < np.inf and np.isfinite(sides).all()  # 0: lost among large numbers
+        if not is_told or min(sides) ** 2 < 10 * rounding[at]:
             continue
         off = 0.0
         if place is not None:

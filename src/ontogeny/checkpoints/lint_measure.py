@@ -170,6 +170,7 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
     steps, at = measured.steps, np.array(list(held))
     for index in at[~finite]:
         measured.not_finite.setdefault(steps[index], []).append(name)
+    path[~finite] = 0  # of these nothing else is told
     rounding = np.array([ROUNDING[part.dtype] for part in held.values()]) ** 2 * (path**2).sum(1)
     shorter = np.minimum(squares[:-1], squares[1:])
     away = squares[:-1] + squares[1:] + 2 * products < 0.1 * shorter
@@ -185,8 +186,8 @@ def _measure_tensor(measured: Measured, name: str, held: dict[int, Held]) -> Non
     for group in groups:
         known = measured.of_copies.setdefault(group, Distances(len(steps)))
         known.add(path[finite], at[finite], good[finite])
-    if at[0] == 0 and len(at) > 1:
-        measured.starts[name] = path[:2].astype(np.float32)
+    if at[0] == 0 and len(at) > 1 and finite[:2].all():
+        measured.starts[name] = path[:2]
 
 
 def _read(
