@@ -137,6 +137,18 @@ def test_damaged_index_arrays(
                 open_source(place, rows_per_update=2)
 
 
+def test_index_arrays_of_a_pair_that_holds_nothing(tmp_path: Path) -> None:
+    write_pair(tmp_path / "pair", [])
+    stem = tmp_path / "pair_train_0_indexmap_1ns_2sl_3s"
+    arrays = {"doc": np.zeros(0, int), "sample": np.zeros((2, 2), int), "shuffle": np.zeros(1, int)}
+    for part, array in arrays.items():
+        np.save(f"{stem}_{part}_idx.npy", array)
+    with pytest.raises(
+        OrderError, match=r"sample_idx\.npy: damaged order at entry 0; .* found 0, 0"
+    ):
+        open_source(stem, rows_per_update=1)
+
+
 def test_a_pair_with_index_arrays_names_them(tmp_path: Path, say: Type) -> None:
     write_pair(tmp_path / "pair", [[1] * 4, [1] * 5])
     said = say("batch", tmp_path / "pair", "--update", 0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from ontogeny.config import build
 from ontogeny.digest import digest_file, digest_json
@@ -145,6 +146,12 @@ def test_refuses_other_files(tmp_path: Path, content: bytes | None, message: str
 def test_refuses_a_missing_file_before_building(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         vocabulary_inputs(VocabularySettings(file="none.json"), tmp_path)
+
+
+def test_refuses_a_tokenizer_without_tokens(tmp_path: Path) -> None:
+    (tmp_path / TOKENIZER).write_text(Tokenizer(models.BPE()).to_str())
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer \(it has no tokens\)"):
+        load_vocabulary(tmp_path / TOKENIZER)
 
 
 def test_refuses_too_small_a_vocabulary() -> None:

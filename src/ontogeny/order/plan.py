@@ -247,7 +247,8 @@ def _check_starts(
     """Windows start inside the documents, each after the one in front of it."""
     places, offsets = starts[:, 0], starts[:, 1]
     right = (places >= 0) & (places < len(documents))
-    sizes = store.sizes[documents[np.where(right, places, 0)]]
+    sizes = np.zeros(len(places), np.int64)
+    sizes[right] = store.sizes[documents[places[right]]]
     right &= (offsets >= 0) & (offsets < np.maximum(sizes, 1))  # the first may be an empty one
     right[1:] &= (places[1:] > places[:-1]) | (
         (places[1:] == places[:-1]) & (offsets[1:] > offsets[:-1])

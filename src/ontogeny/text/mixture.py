@@ -18,6 +18,7 @@ from ontogeny.config import nearest
 from ontogeny.errors import ConfigError
 
 WEIGHTS = "[text.weights]"
+LARGEST = 1e300  # of the weights, whose sum is then a number too
 
 # How often each component goes round in the mixed corpus.
 PILE_EPOCHS = {
@@ -64,9 +65,12 @@ def weighted_epochs(weights: Mapping[str, float], num_bytes: Mapping[str, int]) 
     _refuse_unknown(num_bytes, weights, "has documents but no weight", "give it one, or 0")
     _refuse_unknown(weights, num_bytes, "has a weight but no document")
     for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
+        if not 0 <= weight <= LARGEST:
             raise ConfigError(
-                f"not a weight of {name!r}", where=WEIGHTS, expected="0 or more", found=weight
+                f"not a weight of {name!r}",
+                where=WEIGHTS,
+                expected=f"0 to {LARGEST}",
+                found=weight,
             )
     whole, total = math.fsum(weights.values()), sum(num_bytes.values())
     if not whole:

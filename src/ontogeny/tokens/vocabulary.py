@@ -45,6 +45,8 @@ class Vocabulary:
             tokenizer = Tokenizer.from_buffer(self.definition.encode())
         except ValueError as error:
             raise _not_a_tokenizer(self.where, str(error)) from error
+        if not tokenizer.get_vocab_size():
+            raise _not_a_tokenizer(self.where, "it has no tokens")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         object.__setattr__(self, "tokenizer", tokenizer)
