@@ -16,7 +16,9 @@ from ontogeny.config import build
 from ontogeny.order.batches import Batches
 from ontogeny.order.plan import build_order, open_order
 from ontogeny.results import UpdateMetrics
-from ontogeny.suite import OrderSettings, RunSettings, VocabularySettings
+from ontogeny.stages.graph import Growth
+from ontogeny.stages.lanes import Report
+from ontogeny.suite import OrderSettings, RunSettings, VocabularySettings, load_suite
 from ontogeny.text.documents import Document, json_line
 from ontogeny.tokens.encode import encode
 from ontogeny.tokens.store import open_store
@@ -46,6 +48,70 @@ rows_per_update = 8
 [[members]]
 size = ["14m"]
 """
+# A suite that is grown in seconds, by two members that differ in their seed.
+SMALL_SUITE = """
+name = "tiny"
+[text]
+path = "text"
+held_out = 0.2
+[vocabulary]
+size = 300
+[order]
+context_length = 32
+[training]
+tokens = 4096
+rows_per_update = 8
+num_linear = 4
+precision = "fp32"
+[evaluation]
+held_out_tokens = 512
+last_word_items = 5
+next_sentence_items = 0
+agreement_items = 0
+word_order_items = 5
+[sizes.one]
+num_layers = 1
+hidden_size = 16
+num_heads = 2
+learning_rate = 1e-2
+[[members]]
+size = ["one"]
+init_seed = [0, 1]
+"""
+
+
+def write_suite(folder: Path) -> Path:
+    """The file of the small suite, with its text beside it."""
+    (folder / "text").mkdir()
+    for document in documents(40):
+        (folder / "text" / f"{document.id}.txt").write_text(document.text)
+    (folder / "suite.toml").write_text(SMALL_SUITE)
+    return folder / "suite.toml"
+
+
+class Told:
+    """Remembers which stages of a suite were made and which were there."""
+
+    def __init__(self) -> None:
+        self.made: list[str] = []
+        self.there: list[str] = []
+        self.reports: list[Report] = []
+
+    def began(self, stage: str) -> None:
+        pass
+
+    def ended(self, stage: str, seconds: float, was_there: bool) -> None:
+        (self.there if was_there else self.made).append(stage)
+
+    def reported(self, report: Report) -> None:
+        self.reports.append(report)
+
+
+def grow(base: Path, home: Path, changes: list[str] | None = None) -> Told:
+    """Grow the suite whose file is in `base`, by two lanes."""
+    told = Told()
+    Growth(load_suite(base / "suite.toml", changes), home, base, None, 2, told).run()
+    return told
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:

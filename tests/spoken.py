@@ -14,5 +14,10 @@ class Said:
     out: str
     err: str
 
+    def refused(self, *parts: str) -> bool:
+        """Whether it left with code 2 and one line on standard error that has all the parts."""
+        (line,) = self.err.strip().splitlines()
+        return self.code == 2 and line.startswith("error: ") and all(part in line for part in parts)
+
 
 Type = Callable[..., Said]

@@ -36,12 +36,10 @@ from spoken import Type
 STEPS = [0, 1, 2, 4, 8, 12, 16, 20, 24]
 
 
-@pytest.fixture(scope="module")
-def parent(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def parent(grown_site: Path) -> Path:
     """A finished run of 24 updates, with full states at 0, 8, 16 and 24."""
-    run = begin(ground, tmp_path_factory.mktemp("parent") / "run", settings())
-    train(run, ground.batches(4))
-    return run.path
+    return grown_site / "run"
 
 
 def spec_file(folder: Path, text: str) -> Path:

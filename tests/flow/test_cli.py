@@ -14,7 +14,7 @@ import ontogeny
 from grown import SUITE, Ground, begin, settings
 from ontogeny.cli.app import print_json, print_table
 from ontogeny.training.loop import train
-from spoken import Said, Type
+from spoken import Type
 
 SUITES = Path(ontogeny.__file__).parent / "suites"
 
@@ -24,12 +24,6 @@ def suite(tmp_path: Path) -> Path:
     (tmp_path / "text").mkdir()
     (tmp_path / "suite.toml").write_text(SUITE)
     return tmp_path / "suite.toml"
-
-
-def refused(said: Said, *parts: str) -> bool:
-    """Whether it left with code 2 and one line on standard error that has all the parts."""
-    (line,) = said.err.strip().splitlines()
-    return said.code == 2 and line.startswith("error: ") and all(part in line for part in parts)
 
 
 def test_models_prints_the_published_table(say: Type) -> None:
@@ -55,7 +49,7 @@ def test_a_dry_run_plans_and_writes_nothing(say: Type, tmp_path: Path) -> None:
 
 def test_too_little_disk_is_refused_before_the_start(say: Type, tmp_path: Path) -> None:
     said = say("run", SUITES / "pythia.toml", "--out", tmp_path / "out")
-    assert refused(said, "too little disk space", "GB free", "--out")
+    assert said.refused("too little disk space", "GB free", "--out")
     assert not (tmp_path / "out").exists()
 
 
@@ -64,18 +58,18 @@ def test_what_is_there_already_needs_no_space(say: Type, tmp_path: Path) -> None
     with (tmp_path / "out" / "weights").open("wb") as file:
         file.truncate(10**12)  # a hole: on disk it is nothing
     words = ("run", SUITES / "pythia.toml", "--set", "members=[{size=['1b']}]", "--out")
-    assert refused(say(*words, tmp_path / "other"), "too little disk space")
+    assert say(*words, tmp_path / "other").refused("too little disk space")
     said = say(*words, tmp_path / "out")
-    assert refused(said, "pile", "no such file or folder")
+    assert said.refused("pile", "no such file or folder")
 
 
 def test_fetching_ahead_heeds_changes(say: Type) -> None:
-    assert refused(say("demo", "--prefetch", "--set", "txt.path=x"), "unknown key 'txt'")
+    assert say("demo", "--prefetch", "--set", "txt.path=x").refused("unknown key 'txt'")
 
 
 def test_no_such_suite(say: Type, tmp_path: Path) -> None:
-    assert refused(
-        say("run", tmp_path / "none.toml", "--out", tmp_path / "o"), "none.toml", "no such file"
+    assert say("run", tmp_path / "none.toml", "--out", tmp_path / "o").refused(
+        "none.toml", "no such file"
     )
 
 
@@ -102,7 +96,7 @@ def test_a_missing_option(say: Type, suite: Path) -> None:
 )
 def test_a_wrong_setting(say: Type, suite: Path, change: str, parts: list[str]) -> None:
     said = say("run", suite, "--out", suite.parent / "out", "--set", change)
-    assert refused(said, *parts)
+    assert said.refused(*parts)
     assert not (suite.parent / "out").exists()
 
 
@@ -121,15 +115,15 @@ def test_wrong_text(
 ) -> None:
     if name is not None:
         (suite.parent / "text" / name).write_bytes(content)
-    assert refused(say("run", suite, "--out", suite.parent / "out"), *parts)
+    assert say("run", suite, "--out", suite.parent / "out").refused(*parts)
     assert not list((suite.parent / "out").glob("text*"))
     assert not list((suite.parent / "out").glob(".*writing*"))
 
 
 def test_missing_text(say: Type, suite: Path) -> None:
     (suite.parent / "text").rmdir()
-    assert refused(
-        say("run", suite, "--out", suite.parent / "out"), "text", "no such file or folder"
+    assert say("run", suite, "--out", suite.parent / "out").refused(
+        "text", "no such file or folder"
     )
 
 
@@ -166,21 +160,20 @@ def test_train_generate_prune(say: Type, ground: Ground, tmp_path: Path) -> None
     assert said.code == 0
     assert said.out.startswith("The river")
     assert said.out == say("generate", run, "The river", "--step", 24, "--tokens", 8).out
-    assert refused(say("generate", run, "x", "--step", 3), "no checkpoint of step 3", "0, 1, 2, 4")
+    assert say("generate", run, "x", "--step", 3).refused("no checkpoint of step 3", "0, 1, 2, 4")
 
-    assert refused(say("generate", run, "\udcff", "--step", 24), "the text is not Unicode")
+    assert say("generate", run, "\udcff", "--step", 24).refused("the text is not Unicode")
 
     assert "freed" in say("prune", run).out
     assert not list((run / "states").iterdir())
     assert say("generate", run, "The river", "--step", 24, "--tokens", 8).out == said.out
 
-    assert refused(
-        say("train", file, "--out", run, "--set", "training.clip_norm=0.5"),
+    assert say("train", file, "--out", run, "--set", "training.clip_norm=0.5").refused(
         "holds a run of another config",
         "training.clip_norm is 1.0 there, 0.5 here",
     )
-    assert refused(
-        say("train", file, "--out", run, "--set", "sise=1"), "'sise'", "did you mean 'size'?"
+    assert say("train", file, "--out", run, "--set", "sise=1").refused(
+        "'sise'", "did you mean 'size'?"
     )
 
 
@@ -190,18 +183,18 @@ def test_a_run_file_with_a_damaged_store(say: Type, ground: Ground, tmp_path: Pa
         tokens.write(b"\0\0")
     file = run_file(tmp_path, ground)
     said = say("train", file, "--out", tmp_path / "run", "--set", f"store={tmp_path / 'store'}")
-    assert refused(said, "tokens.bin", "truncated or altered", "bytes")
+    assert said.refused("tokens.bin", "truncated or altered", "bytes")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_no_run(say: Type, tmp_path: Path) -> None:
-    assert refused(say("generate", tmp_path, "x", "--step", 1), "not an artifact", "manifest.json")
-    assert refused(say("report", tmp_path, "--out", tmp_path / "r"), "no scores")
+    assert say("generate", tmp_path, "x", "--step", 1).refused("not an artifact", "manifest.json")
+    assert say("report", tmp_path, "--out", tmp_path / "r").refused("no scores")
 
 
 def test_a_folder_that_may_not_be_written(say: Type, suite: Path) -> None:
     (suite.parent / "text" / "a.txt").write_text("A text. " * 50)
-    assert refused(say("run", suite, "--out", "/sys/ontogeny"), "/sys/ontogeny", "--out")
+    assert say("run", suite, "--out", "/sys/ontogeny").refused("/sys/ontogeny", "--out")
 
 
 def test_a_full_disk_leaves_the_run_whole(
@@ -209,7 +202,7 @@ def test_a_full_disk_leaves_the_run_whole(
 ) -> None:
     file, run = run_file(tmp_path, ground), small_disk / "run"
     said = say("train", file, "--out", run)
-    assert refused(said, "o space left")
+    assert said.refused("o space left")
     assert not list(run.rglob(".*writing*"))
     whole = sorted(path.name for path in (run / "steps").iterdir())
     assert whole
@@ -226,7 +219,7 @@ def test_a_folder_that_cannot_be(say: Type, ground: Ground, tmp_path: Path) -> N
         (tmp_path / ("a" * 300), "a shorter one"),
         ("..", "a name of its own"),
     ):
-        assert refused(say("train", file, "--out", place), told)
+        assert say("train", file, "--out", place).refused(told)
 
 
 def test_a_folder_in_the_way_of_a_link(say: Type, suite: Path) -> None:
@@ -234,7 +227,7 @@ def test_a_folder_in_the_way_of_a_link(say: Type, suite: Path) -> None:
         (suite.parent / "text" / name).with_suffix(".txt").write_text(f"A text of {name}. " * 50)
     (suite.parent / "out" / "text").mkdir(parents=True)
     said = say("run", suite, "--out", suite.parent / "out")
-    assert refused(said, "out/text: is where a link goes; found no link; try: move it")
+    assert said.refused("out/text: is where a link goes; found no link; try: move it")
 
 
 def test_tables_are_as_wide_as_their_words_and_harmless(
@@ -248,7 +241,7 @@ def test_tables_are_as_wide_as_their_words_and_harmless(
 
 def test_an_error_is_harmless(say: Type, tmp_path: Path) -> None:
     said = say("show", tmp_path / "\x1b[31m")
-    assert refused(said, "\N{REPLACEMENT CHARACTER}[31m: no such folder")
+    assert said.refused("\N{REPLACEMENT CHARACTER}[31m: no such folder")
     assert "\x1b" not in said.err
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grown import documents, settings
+from grown import grow, settings, write_suite
 from ontogeny.artifact import open_artifact
 from ontogeny.checkpoints.store import Progress, load_checkpoint, save_checkpoint
 from ontogeny.errors import CheckpointError, ConfigError
@@ -29,67 +29,20 @@ from ontogeny.record import read_record, write_record
 from ontogeny.results import ITEMS, SCORES
 from ontogeny.scores import ScoreStore, stage_digest
 from ontogeny.stages.evaluate import chosen_steps
-from ontogeny.stages.graph import Growth
-from ontogeny.stages.lanes import Report
 from ontogeny.steps import step_folder
-from ontogeny.suite import load_suite
 from ontogeny.tokens.vocabulary import TOKENIZER
 from spoken import Type
 
-SUITE = """
-name = "tiny"
-[text]
-path = "text"
-held_out = 0.2
-[vocabulary]
-size = 300
-[order]
-context_length = 32
-[training]
-tokens = 4096
-rows_per_update = 8
-num_linear = 4
-precision = "fp32"
-[evaluation]
-held_out_tokens = 512
-last_word_items = 5
-next_sentence_items = 0
-agreement_items = 0
-word_order_items = 5
-[sizes.one]
-num_layers = 1
-hidden_size = 16
-num_heads = 2
-learning_rate = 1e-2
-[[members]]
-size = ["one"]
-init_seed = [0, 1]
-"""
 MEMBERS = ("one", "one-seed1")
 KEPT = [0, 1, 2, 4, 8, 12, 16]
 NUM_CELLS = len(MEMBERS) * len(KEPT) * 3
 
 
-class Silent:
-    """Watches a suite and tells nothing."""
-
-    def began(self, stage: str) -> None: ...
-
-    def ended(self, stage: str, seconds: float, was_there: bool) -> None: ...
-
-    def reported(self, report: Report) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite of two members, never written to."""
-    folder = tmp_path_factory.mktemp("evaluate")
-    (folder / "text").mkdir()
-    for document in documents(40):
-        (folder / "text" / f"{document.id}.txt").write_text(document.text)
-    (folder / "suite.toml").write_text(SUITE)
-    suite = load_suite(folder / "suite.toml")
-    Growth(suite, folder / "home", folder, None, 2, Silent()).run()
+    folder = write_suite(tmp_path_factory.mktemp("evaluate")).parent
+    grow(folder, folder / "home")
     return folder / "home"
 
 
@@ -269,15 +222,12 @@ def test_other_weights_never_get_the_answers_of_those_before(
     weights = step_folder(run, 4) / "model.safetensors"
     kept = weights.read_bytes()
     shutil.copyfile(step_folder(run, 8) / "model.safetensors", weights)
-    said = say("evaluate", home)
-    assert said.code == 2
-    assert f"{weights}: other bytes; expected sha256" in said.err
+    assert say("evaluate", home).refused(f"{weights}: other bytes; expected sha256")
     weights.write_bytes(kept)
     shutil.rmtree(step_folder(run, 4))
     shutil.copytree(step_folder(run, 8), step_folder(run, 4))
     said = say("evaluate", home)
-    assert said.code == 2
-    assert "step4: the checkpoint of another step; expected step 4; found step 8" in said.err
+    assert said.refused("step4: the checkpoint of another step; expected step 4; found step 8")
     shutil.rmtree(step_folder(run, 4))
     other = home / read_record(home).stage("runs/one-seed1").path
     shutil.copytree(step_folder(other, 4), step_folder(run, 4))
@@ -309,8 +259,9 @@ def test_foreign_weights_are_known_by_what_they_are(say: Type, home: Path, tmp_p
     vocabulary["model"]["vocab"]["zzz"] = 999
     (model / TOKENIZER).write_text(json.dumps(vocabulary))
     said = say(*words)
-    assert said.code == 2
-    assert f"{model}: the tokenizer does not match the model; expected at most 384 ids" in said.err
+    assert said.refused(
+        f"{model}: the tokenizer does not match the model; expected at most 384 ids"
+    )
 
 
 @pytest.mark.slow
@@ -362,8 +313,7 @@ def test_another_tokenizer_is_refused(say: Type, home: Path) -> None:
     path = home / read_record(home).stage("runs/one").path / TOKENIZER
     path.write_text(path.read_text().replace("Ġa", "Ġb", 1))
     said = say("evaluate", path.parent, "--steps", "0")
-    assert said.code == 2
-    assert f"{TOKENIZER}: not the tokenizer that the run was trained with; expected" in said.err
+    assert said.refused(f"{TOKENIZER}: not the tokenizer that the run was trained with; expected")
 
 
 @pytest.mark.slow
@@ -411,8 +361,7 @@ def test_places_that_cannot_be_asked(say: Type, grown: Path, tmp_path: Path) -> 
 def test_two_of_one_name(say: Type, grown: Path, tmp_path: Path) -> None:
     run = shutil.copytree((grown / "runs/one").resolve(), tmp_path / "run")
     said = say("evaluate", grown, run, "--out", tmp_path / "out")
-    assert said.code == 2
-    assert "two checkpoints are called one at step 0; found" in said.err
+    assert said.refused("two checkpoints are called one at step 0; found")
     said = say(
         "evaluate", grown, grown / "runs/one", step_folder((grown / "runs/one").resolve(), 8)
     )
@@ -423,8 +372,7 @@ def test_two_of_one_name(say: Type, grown: Path, tmp_path: Path) -> None:
 def test_a_store_that_is_held(say: Type, home: Path) -> None:
     with ScoreStore(home / "scores").locked("one"):
         said = say("evaluate", home)
-    assert said.code == 2
-    assert "member=one: another process is adding scores; try: wait for it" in said.err
+        assert said.refused("member=one: another process is adding scores; try: wait for it")
 
 
 @pytest.mark.slow
@@ -432,9 +380,7 @@ def test_a_store_that_is_held(say: Type, home: Path) -> None:
 def test_a_full_disk(say: Type, grown: Path, small_disk: Path, workers: int) -> None:
     (small_disk / "rest").write_bytes(bytes(300_000))
     words = ("evaluate", grown, "--out", small_disk / "out", "--workers", workers)
-    said = say(*words)
-    assert said.code == 2
-    assert "no space is left; try: free some" in said.err
+    assert say(*words).refused("no space is left; try: free some")
     (small_disk / "rest").unlink()
     assert say(*words[:3], small_disk / "out", "--steps", "log").code == 0
     assert ScoreStore(small_disk / "out").members() == list(MEMBERS)

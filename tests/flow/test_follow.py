@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grown import documents
+from grown import write_suite
 from ontogeny.artifact import MANIFEST
 from ontogeny.record import read_record
 from ontogeny.scores import ScoreStore, stage_digest
@@ -21,35 +21,15 @@ from spoken import Type
 
 pytestmark = pytest.mark.slow
 
-SUITE = """
-name = "tiny"
-[text]
-path = "text"
-held_out = 0.2
-[vocabulary]
-size = 300
-[order]
-context_length = 32
-[training]
-tokens = 393216
-rows_per_update = 8
-num_linear = 8
-precision = "fp32"
-[evaluation]
-held_out_tokens = 256
-last_word_items = 3
-next_sentence_items = 0
-agreement_items = 0
-word_order_items = 3
-[sizes.one]
-num_layers = 2
-hidden_size = 32
-num_heads = 2
-learning_rate = 1e-2
-[[members]]
-size = ["one"]
-"""
 LAST = 1536
+# Long enough to be followed.
+CHANGES = (
+    "training.tokens=393216",
+    "training.num_linear=8",
+    "sizes.one.num_layers=2",
+    "sizes.one.hidden_size=32",
+    "members=[{size=['one']}]",
+)
 
 
 def wait_until(is_so: Callable[[], object], *processes: subprocess.Popen[bytes]) -> None:
@@ -58,16 +38,6 @@ def wait_until(is_so: Callable[[], object], *processes: subprocess.Popen[bytes])
         assert all(process.poll() is None for process in processes)
         assert time.monotonic() < ends
         time.sleep(0.01)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("follow")
-    (folder / "text").mkdir()
-    for document in documents(40):
-        (folder / "text" / f"{document.id}.txt").write_text(document.text)
-    (folder / "suite.toml").write_text(SUITE)
-    return folder
 
 
 def ontogeny(*words: object) -> subprocess.Popen[bytes]:
@@ -83,10 +53,11 @@ def ontogeny(*words: object) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def home(base: Path) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A suite whose member was followed while it trained."""
-    home = base / "home"
-    with ontogeny("run", base / "suite.toml", "--out", home) as training:
+    file = write_suite(tmp_path_factory.mktemp("follow"))
+    home, changes = file.with_name("home"), [f"--set={change}" for change in CHANGES]
+    with ontogeny("run", file, "--out", home, *changes) as training:
         wait_until(lambda: list(home.glob("runs/one-*/manifest.json")), training)
         (run,) = home.glob("runs/one-*")
         with ontogeny("evaluate", run, "--follow", "--workers", 1) as following:

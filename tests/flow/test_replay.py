@@ -35,7 +35,7 @@ from ontogeny.suite import Member, RunSettings, SizeSettings
 from ontogeny.training.loop import train
 from ontogeny.training.replay import Replayed, replay
 from ontogeny.training.run import Run, locked, open_run
-from spoken import Said, Type
+from spoken import Type
 
 NUM_UPDATES = 24
 STEPS = [0, 1, 2, 4, 8, 12, 16, 20, 24]
@@ -346,18 +346,13 @@ def artifacts(run: Run) -> list[str]:
     return [open_artifact(step_folder(run.path, step)).digest for step in STEPS]
 
 
-def refused(said: Said, *parts: str) -> bool:
-    (line,) = said.err.strip().splitlines()
-    return said.code == 2 and line.startswith("error: ") and all(part in line for part in parts)
-
-
 def test_the_command_tells_what_deviates(say: Type, run: Run, copy: Run) -> None:
     shutil.move(copy.path, run.path.with_name("beside"))  # where its inputs are found
     beside = open_run(run.path.with_name("beside"))
     try:
         forge_weights(beside, 12, "embed_in.weight", torch.full((384, 16), 0.5))
         drop_states(beside.path, frozenset())
-        assert refused(say("replay", beside.path, "--step", 13), "step 12 has another", "--tolera")
+        assert say("replay", beside.path, "--step", 13).refused("step 12 has another", "--tolera")
         said = say("replay", beside.path, "--step", 13, "--tolerance")
         assert said.code == 0
         row = next(line.split() for line in said.out.splitlines() if line.startswith("step12 "))
@@ -370,15 +365,15 @@ def test_the_command_tells_what_deviates(say: Type, run: Run, copy: Run) -> None
 
 def test_the_command_refuses_in_one_line(say: Type, run: Run, tmp_path: Path) -> None:
     words = ("replay", run.path, "--step")
-    assert refused(say(*words, 3, "--out", tmp_path), "already exists", "another folder")
-    assert refused(say(*words, 3, "--state", tmp_path), "already exists", "another folder")
+    assert say(*words, 3, "--out", tmp_path).refused("already exists", "another folder")
+    assert say(*words, 3, "--state", tmp_path).refused("already exists", "another folder")
     place = tmp_path / "new"
-    assert refused(say(*words, 3, "--out", place, "--state", place), "the checkpoint goes there")
+    assert say(*words, 3, "--out", place, "--state", place).refused("the checkpoint goes there")
     inside = step_folder(run.path, 3)
-    assert refused(say(*words, 3, "--out", inside), str(inside), "writes nothing into the run")
-    assert refused(say(*words, 30), "no step 30", "a step from 0 to 24")
-    assert refused(say(*words, 3, "--from", 2), "no full state of step 2", "one of the steps 0")
-    assert refused(say("replay", tmp_path, "--step", 3), "not an artifact")
+    assert say(*words, 3, "--out", inside).refused(str(inside), "writes nothing into the run")
+    assert say(*words, 30).refused("no step 30", "a step from 0 to 24")
+    assert say(*words, 3, "--from", 2).refused("no full state of step 2", "one of the steps 0")
+    assert say("replay", tmp_path, "--step", 3).refused("not an artifact")
 
 
 def test_the_plan_states_what_a_run_takes_on_disk(run: Run) -> None:

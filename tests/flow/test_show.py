@@ -9,32 +9,20 @@ from typing import Any
 
 import pytest
 
-from grown import CONTEXT, Ground, begin, settings
+from grown import CONTEXT, SUITE
 from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.digest import digest_json
 from ontogeny.model.hf import load
 from ontogeny.record import Record, StageRecord, write_record
 from ontogeny.steps import step_folder
 from ontogeny.suite import load_suite
-from ontogeny.training.loop import train
 from spoken import Type
 
-SUITE = """
-name = "tiny"
-text.path = "text"
-vocabulary.size = 300
-order.context_length = 32
-training = {tokens = 1024, rows_per_update = 8}
-members = [{size = ["14m"]}]
-"""
 
-
-@pytest.fixture(scope="module")
-def site(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("show") / "site"
-    shutil.copytree(ground.home, home)
-    train(begin(Ground(home), home / "run", settings()), Ground(home).batches(4))
-    return home
+@pytest.fixture
+def site(grown_site: Path) -> Path:
+    """Ground with a finished run on it: only looked at."""
+    return grown_site
 
 
 def shown(say: Type, path: Path) -> dict[str, Any]:

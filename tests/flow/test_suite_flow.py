@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ontogeny
-from grown import documents
+from grown import Told, documents, grow
 from ontogeny.artifact import open_artifact
 from ontogeny.cli.grow import report
 from ontogeny.errors import ConfigError, EvaluationError, TrainingError
@@ -68,31 +68,6 @@ size = ["one", "two"]
 size = ["one"]
 corpus = ["deduped"]
 """
-
-
-class Told:
-    """Remembers which stages were made and which were there."""
-
-    def __init__(self) -> None:
-        self.made: list[str] = []
-        self.there: list[str] = []
-        self.reports: list[Report] = []
-
-    def began(self, stage: str) -> None:
-        pass
-
-    def ended(self, stage: str, seconds: float, was_there: bool) -> None:
-        (self.there if was_there else self.made).append(stage)
-
-    def reported(self, report: Report) -> None:
-        self.reports.append(report)
-
-
-def grow(base: Path, home: Path, changes: list[str] | None = None) -> Told:
-    told = Told()
-    suite = load_suite(base / "suite.toml", changes)
-    Growth(suite, home, base, None, 2, told).run()
-    return told
 
 
 def identities(record: Record) -> dict[str, str]:

@@ -8,12 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from grown import Enough, Ground, begin, documents, settings, stop_after
+from grown import Enough, Ground, begin, grow, settings, stop_after, write_suite
 from ontogeny.artifact import MANIFEST, open_artifact
 from ontogeny.checkpoints.store import drop_states
-from ontogeny.cli.app import app
 from ontogeny.config import build
 from ontogeny.errors import DataError
 from ontogeny.questions.subjects import Subject
@@ -200,46 +198,11 @@ def test_one_tensor_of_a_folder(say: Type, run: Path) -> None:
     assert "knows of no such weights" in say("verify", run / "x.safetensors", "--tensor", "a").err
 
 
-SUITE = """
-name = "tiny"
-[text]
-path = "text"
-held_out = 0.1
-[vocabulary]
-size = 300
-[order]
-context_length = 32
-[training]
-tokens = 8192
-rows_per_update = 8
-num_linear = 4
-precision = "fp32"
-[evaluation]
-last_word_items = 10
-next_sentence_items = 0
-agreement_items = 0
-word_order_items = 10
-[sizes.one]
-num_layers = 1
-hidden_size = 16
-num_heads = 2
-learning_rate = 1e-2
-[[members]]
-size = ["one"]
-corpus = ["standard", "deduped"]
-"""
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A suite from text to page, by the command line."""
-    folder = tmp_path_factory.mktemp("suite")
-    (folder / "text").mkdir()
-    for document in documents(40):
-        (folder / "text" / f"{document.id}.txt").write_text(document.text)
-    (folder / "suite.toml").write_text(SUITE)
-    words = ["run", str(folder / "suite.toml"), "--out", str(folder / "home")]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    """A suite from text to page."""
+    folder = write_suite(tmp_path_factory.mktemp("suite")).parent
+    grow(folder, folder / "home", ["members=[{size=['one'], corpus=['standard', 'deduped']}]"])
     return folder / "home"
 
 
