@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ontogeny.errors import ConfigError
+
 app = typer.Typer(
     no_args_is_help=True,
     invoke_without_command=True,
@@ -84,6 +86,13 @@ def print_json(value: Any, indent: int | None = None) -> None:
     """A value as JSON, with letters of all scripts as they are."""
     words = json.dumps(value, indent=indent, ensure_ascii=False, default=asdict)
     out.print(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", words))
+
+
+def numbers(words: str, what: str, *, option: str, expected: str) -> list[int]:
+    """The numbers that words such as `8,16` mean. Raises ConfigError for other words."""
+    if not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", words):
+        raise ConfigError(f"not {what}", where=option, expected=expected, found=words)
+    return [int(word) for word in words.split(",")]
 
 
 def leave(words: str, code: int) -> NoReturn:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ontogeny.cli.app import app, err, leave, out, print_table
+from ontogeny.cli.app import app, err, leave, numbers, out, print_table
 from ontogeny.cli.progress import bars
 from ontogeny.errors import ConfigError
 
@@ -73,9 +72,10 @@ def evaluate(
     from ontogeny.stages.plan import lanes
     from ontogeny.workers import Workers
 
+    given = numbers(shots, "numbers", option="--shots", expected="0 or 0,5")
     wish = Wish(
         tasks=tuple(filter(None, (name.strip() for name in tasks.split(",")))),
-        shots=_numbers(shots),
+        shots=tuple(dict.fromkeys(given)),
         steps=steps,
         data=places,
         dtype=dtype,
@@ -121,12 +121,6 @@ class _Watch:
         self._progress.update(self._bar, advance=1, items=self._items)
         for problem in answers.problems:
             err.print(f"no answer: {problem}")
-
-
-def _numbers(words: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", words):
-        raise ConfigError("not numbers", where="--shots", expected="0 or 0,5", found=words)
-    return tuple(dict.fromkeys(map(int, words.split(","))))
 
 
 def _tell(swept: list[Swept]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ontogeny.cli.app import app, out, print_table
+from ontogeny.cli.app import app, numbers, out, print_table
 from ontogeny.errors import ConfigError, EvaluationError
 
 if TYPE_CHECKING:
@@ -81,9 +80,7 @@ def scores(
 def _steps(words: str) -> str | list[int]:
     if words in ("last", "all"):
         return words
-    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", words):
-        raise ConfigError("not steps", where="--steps", expected="last, all, or 8,16", found=words)
-    return [int(word) for word in words.split(",")]
+    return numbers(words, "steps", option="--steps", expected="last, all, or 8,16")
 
 
 def _pair(words: str) -> list[str]:

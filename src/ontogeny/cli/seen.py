@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import Progress
 
-from ontogeny.cli.app import app, err, out, print_json, print_table
+from ontogeny.cli.app import app, err, numbers, out, print_json, print_table
 from ontogeny.cli.batch import ContextLength, RowsPerUpdate, Seed, Updates, VocabularyFile
 from ontogeny.errors import ConfigError
 
@@ -54,7 +53,7 @@ def seen(
     """Say how often a text, or a document, was seen before any step, and where."""
     if sum(value is not None for value in (text, tokens, document)) != 1:
         raise ConfigError("what to look for?", fix='one of "a text", --tokens 12,34, --document ID')
-    ids = parsed(tokens or "0")
+    ids = numbers(tokens or "0", "ids", option="--tokens", expected="ids, as 12,34")
     memory = opened(place, folder, vocabulary=vocabulary, rows_per_update=rows_per_update,
                     context_length=context_length, seed=seed, updates=updates)  # fmt: skip
     first = (page - 1) * limit
@@ -147,13 +146,6 @@ def indexing() -> Iterator[Begin]:
     finally:
         if progress.tasks:
             progress.stop()
-
-
-def parsed(words: str) -> list[int]:
-    """The ids that words such as `12,34` mean. Raises ConfigError for other words."""
-    if not re.fullmatch(r"[0-9]{1,18}(,[0-9]{1,18})*", words):
-        raise ConfigError("not ids", where="--tokens", expected="ids, as 12,34", found=words)
-    return [int(word) for word in words.split(",")]
 
 
 def tell_seen(answer: dict[str, Any]) -> None:
