@@ -260,6 +260,13 @@ def test_frames_hold_the_rows(grown: Path) -> None:
     assert "metrics" not in items
 
 
+def test_names_that_look_like_patterns_mean_themselves(tmp_path: Path) -> None:
+    put(ScoreStore(tmp_path), place("2m[1]", 8), Asked("quiz"))
+    opened = open_scores(tmp_path)
+    assert set(opened.scores(member="2m[1]", task="qu*")["member"]) == {"2m[1]"}
+    assert emergences(opened)["member"].tolist() == ["2m[1]"]
+
+
 def test_metrics_whose_names_differ_in_case(tmp_path: Path) -> None:
     store, metrics = ScoreStore(tmp_path), {"F1": 0.25, "f1": 0.75}
     scores = [Score("2m", 8, 8, "quiz", name, at, at, at, 1) for name, at in metrics.items()]

@@ -182,9 +182,12 @@ def verdict(row: Score) -> str:
 
 
 def _matching(pattern: str, names: pd.Series, column: str) -> list[str]:
-    """The names that a pattern means. Raises EvaluationError naming the nearest for none."""
+    """The names that a name or a pattern means. Raises EvaluationError naming the nearest for none.
+
+    A name that is there means itself, also one such as `model[2]`.
+    """
     known = sorted(set(names))
-    found = [name for name in known if fnmatchcase(name, pattern)]
+    found = [name for name in known if pattern == name or fnmatchcase(name, pattern)]
     if not found:
         listed = f"one of {', '.join(known)}"
         fix = nearest(pattern, known)
