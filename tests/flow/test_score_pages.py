@@ -158,13 +158,13 @@ def test_of_too_many_members_the_plain_are_drawn(tmp_path: Path) -> None:
 
 
 def test_models_that_are_of_no_suite_are_drawn_where_nothing_was_seen(tmp_path: Path) -> None:
-    store = ScoreStore(tmp_path)
-    score = Score("smol", 0, 0, "odd", "ppl", 1e9, math.nan, math.nan, 0)
-    store.add(Place("smol", 0, 0, "135m", 10**8, "unknown"), [Cell("odd", 0, *[""] * 6)],
+    store, name = ScoreStore(tmp_path), r"smol $\no$"
+    score = Score(name, 0, 0, "odd", "ppl", 1e9, math.nan, math.nan, 0)
+    store.add(Place(name, 0, 0, "135m", 10**8, "unknown"), [Cell("odd", 0, *[""] * 6)],
               [score], [], {})  # fmt: skip
     measured = read_measured(store)
     (drawing,) = score_drawings(measured)
-    assert lines(drawing, "odd, ppl")["smol"].values.tolist() == [1e9]
+    assert lines(drawing, "odd, ppl")[name].values.tolist() == [1e9]
     draw(drawing, measured, tmp_path)
     assert {path.name for path in tmp_path.glob("*.svg")} == {
         "others-0-shot.svg", "others-0-shot-linear.svg",

@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "lines.linewidth": 1.4,
     "lines.markeredgewidth": 0,
     "lines.markersize": 3,
+    "text.parse_math": False,  # in the name of a model $ is a letter
     "svg.fonttype": "path",  # looks the same whatever fonts the reader has
     "svg.hashsalt": "ontogeny",
     "xtick.color": "#555555",
