@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from report_suite import SOURCES, grow, rows_digest, suite
 
+from grown import Told
 from ontogeny.artifact import Artifact, faults, open_artifact
 from ontogeny.errors import DataError
 from ontogeny.record import Record, read_record
@@ -240,20 +241,10 @@ def test_commands_ask_the_members_of_the_suite(report: Artifact, say: Type) -> N
     assert "ontogeny seen runs/1m-rows32 '<b>dralm</b> vorak' " in words
 
 
-class Silent:
-    """Watches, and says nothing."""
-
-    def began(self, stage: str) -> None: ...
-
-    def ended(self, stage: str, seconds: float, was_there: bool) -> None: ...
-
-    def reported(self, report: object) -> None: ...
-
-
 def test_scores_added_while_others_grew_are_in_the_page(grown: Path, tmp_path: Path) -> None:
     home = Path(shutil.copytree(grown, tmp_path / "suite", ignore=lambda *_: ["report"]))
     record, store = read_record(home), ScoreStore(home / "scores")
-    growth = Growth(record.suite, home, home, None, 1, Silent())
+    growth = Growth(record.suite, home, home, None, 1, Told())
     growth.stages = {stage.name: stage for stage in record.stages}
     last = max(step for name, step in store.places() if name == "3m")
     score = replace(store.scores("3m", last)[-1], task="wsc")
