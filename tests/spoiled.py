@@ -42,19 +42,34 @@ def flip(path: Path, place: int, bit: int = 0) -> None:
     path.write_bytes(bytes(data))
 
 
-def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Rewrite a manifest so that it is true to itself again: its files and its own digest."""
+def restate(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a manifest, content or provenance, so that nothing in it gives the change away."""
     written = json.loads((folder / MANIFEST).read_text())
-    content = written["content"]
-    for name, entry in content["files"].items():
-        entry |= {"bytes": (folder / name).stat().st_size, "sha256": digest_file(folder / name)}
-    if (folder / WEIGHTS).is_file() and "tensors" in content["facts"]:
-        for name, tensor in load_file(folder / WEIGHTS).items():
-            data = tensor.contiguous().numpy().tobytes()
-            content["facts"]["tensors"][name]["sha256"] = digest_bytes(data)
-    change(content)
-    written["digest"] = digest_json(content)
+    change(written)
+    written["digest"] = digest_json(written["content"])
+    written["provenance_digest"] = digest_json(written["provenance"])
     (folder / MANIFEST).write_text(json.dumps(written))
+
+
+def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Rewrite what a manifest says of its files as they are now, and change its content."""
+
+    def follow(written: dict[str, Any]) -> None:
+        content = written["content"]
+        for name, entry in content["files"].items():
+            entry |= {"bytes": (folder / name).stat().st_size, "sha256": digest_file(folder / name)}
+        if (folder / WEIGHTS).is_file() and "tensors" in content["facts"]:
+            for name, tensor in load_file(folder / WEIGHTS).items():
+                data = tensor.contiguous().numpy().tobytes()
+                content["facts"]["tensors"][name]["sha256"] = digest_bytes(data)
+        change(content)
+
+    restate(folder, follow)
+
+
+def forge_bits(folder: Path, name: str, value: object) -> None:
+    """Have a manifest say that something else computed it."""
+    restate(folder, lambda written: written["provenance"]["bits"].update({name: value}))
 
 
 def no_change(content: dict[str, Any]) -> None:

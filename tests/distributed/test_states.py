@@ -38,6 +38,7 @@ from ontogeny.training.ranks import ALONE, Ranks
 from ontogeny.training.replay import replay
 from ontogeny.training.run import Run
 from ontogeny.training.update import resumed
+from spoiled import flip
 from spoken import Type
 
 SETTINGS = settings(micro_batch_rows=1)
@@ -144,9 +145,7 @@ def test_readers_take_states_of_ranks_as_those_of_one(
 @pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_part_is_named(site: Site, damage: str) -> None:
     path = state_folder(site.folder, 16) / PARTS[1]
-    data = bytearray(path.read_bytes())
-    data[-7] ^= 16
-    path.write_bytes(data) if damage == "flipped" else path.unlink()
+    flip(path, -7, 4) if damage == "flipped" else path.unlink()
     told = f"step16/{PARTS[1]}: (other bytes|missing file)"
     with pytest.raises(Exception, match=told):
         go_on(ALONE, site)

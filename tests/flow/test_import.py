@@ -20,6 +20,7 @@ from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.init import initial_model
 from ontogeny.shape import Shape
+from spoiled import flip
 from spoken import Type
 
 SETTINGS = f"""{{
@@ -285,10 +286,7 @@ def test_a_tensor_in_two_shards_is_refused(weights: Path) -> None:
 
 def test_an_altered_model_is_found_out(say: Type, weights: Path, tmp_path: Path) -> None:
     assert say("import", weights, "--out", tmp_path / "model").code == 0
-    path = tmp_path / "model" / hf.WEIGHTS
-    altered = bytearray(path.read_bytes())
-    altered[-1] ^= 1
-    path.write_bytes(altered)
+    flip(tmp_path / "model" / hf.WEIGHTS, -1)
     said = say("verify", tmp_path / "model")
     assert said.code == 1
     assert "is not the one recorded; expected sha256" in " ".join(said.out.split())

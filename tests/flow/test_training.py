@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -22,7 +21,6 @@ from ontogeny.checkpoints.store import (
     read_tensors,
 )
 from ontogeny.config import build
-from ontogeny.digest import digest_json
 from ontogeny.errors import CheckpointError, ConfigError, OrderError, Stopped, TrainingError
 from ontogeny.model import hf
 from ontogeny.model.init import initial_model
@@ -35,6 +33,7 @@ from ontogeny.training.metrics import tensorboard_sink
 from ontogeny.training.optimizer import AdamW
 from ontogeny.training.run import Run, locked
 from ontogeny.training.schedule import learning_rate
+from spoiled import flip, forge_bits
 
 NUM_UPDATES = 24
 STEPS = [0, 1, 2, 4, 8, 12, 16, 20, 24]
@@ -251,11 +250,7 @@ def test_other_arithmetic_is_refused_unless_asked_for(ground: Ground, tmp_path: 
     run = begin(ground, tmp_path / "run", settings())
     with pytest.raises(Enough):
         train(run, ground.batches(4), [stop_after(9)])
-    path = run.path / "states" / "step8" / "manifest.json"
-    written = json.loads(path.read_text())
-    written["provenance"]["bits"]["torch"] = "2.0.0"
-    written["provenance_digest"] = digest_json(written["provenance"])
-    path.write_text(json.dumps(written))
+    forge_bits(run.path / "states" / "step8", "torch", "2.0.0")
     with pytest.raises(
         CheckpointError, match=r"step 8 was .* another torch; expected 2\.0\.0; found"
     ):
@@ -268,10 +263,7 @@ def test_a_damaged_state_is_refused(ground: Ground, tmp_path: Path) -> None:
     run = begin(ground, tmp_path / "run", settings())
     with pytest.raises(Enough):
         train(run, ground.batches(4), [stop_after(9)])
-    path = run.path / "states" / "step8" / "optimizer.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip(run.path / "states" / "step8" / "optimizer.safetensors", -1)
     with pytest.raises(CheckpointError, match=r"damaged state .*optimizer\.safetensors"):
         train(run, ground.batches(4))
 
@@ -279,10 +271,7 @@ def test_a_damaged_state_is_refused(ground: Ground, tmp_path: Path) -> None:
 def test_damaged_weights_are_refused(undisturbed: Run, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(undisturbed.path, copy)
-    path = step_folder(copy, 24) / "model.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    flip(step_folder(copy, 24) / "model.safetensors", -1)
     with pytest.raises(CheckpointError, match="is not the one recorded"):
         load_checkpoint(copy, 24)
     with pytest.raises(CheckpointError, match="one of the steps 0, 1, 2, 4"):

@@ -346,9 +346,6 @@ def test_inputs_that_are_artifacts_are_found_again_after_a_move(tmp_path: Path) 
 )
 def test_a_manifest_of_another_form(sample: Path, tmp_path: Path, part: str, value: object) -> None:
     path = copied(sample, tmp_path)
-    written = json.loads((path / MANIFEST).read_text())
-    written["content"][part] = value
-    written["digest"] = digest_json(written["content"])
-    (path / MANIFEST).write_text(json.dumps(written))
+    rewrite(path, lambda manifest: manifest["content"].update({part: value}))
     with pytest.raises(DataError, match="unreadable manifest"):
         open_artifact(path)
