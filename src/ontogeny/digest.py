@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ def digest_json(value: Any) -> str:
     return digest_bytes(canonical_json(value).encode())
 
 
-def digest_sources(folder: Path, suffixes: Iterable[str] = (".py",)) -> str:
-    """The digest of a source tree: relative paths and contents of its files, sorted."""
-    wanted = frozenset(suffixes)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in wanted)
+def digest_sources(folder: Path) -> str:
+    """The digest of a tree of Python source: relative paths and contents of its files, sorted."""
+    files = sorted(folder.rglob("*.py"))
     return digest_json({path.relative_to(folder).as_posix(): digest_file(path) for path in files})

@@ -30,9 +30,8 @@ from ontogeny.checkpoints.lint_path import (
     sees_noise,
     to_stretches,
 )
-from ontogeny.config import build
 from ontogeny.errors import OntogenyError
-from ontogeny.suite import RunSettings
+from ontogeny.suite import RunSettings, settings_of
 
 
 def lint_run(path: Path, track: Track = iter) -> Linted:
@@ -66,7 +65,7 @@ def _declared(path: Path, findings: list[Finding]) -> RunSettings | None:
     if not (path / MANIFEST).is_file():
         return None
     try:
-        return build(RunSettings, dict(open_artifact(path, "run").config), path)
+        return settings_of(open_artifact(path, "run"))
     except OntogenyError as error:
         fix = f"ontogeny verify {path}"
         findings.append(Finding("alarm", str(path), (), error.problem, "an altered manifest", fix))

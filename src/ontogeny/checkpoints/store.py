@@ -25,13 +25,12 @@ from torch.distributed import ProcessGroup
 
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, open_artifact
-from ontogeny.config import build
 from ontogeny.digest import digest_bytes, digest_file, digest_json
 from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.neox import NeoX
 from ontogeny.steps import STATES, STEPS, list_steps, numbered_steps, state_folder, step_folder
-from ontogeny.suite import RunSettings
+from ontogeny.suite import settings_of
 
 OPTIMIZER = "optimizer.safetensors"
 
@@ -77,7 +76,7 @@ def save_checkpoint(
     CheckpointError when they do not. It goes to its place in the run, or to `folder`.
     """
     folder = folder or step_folder(run.path, progress.step)
-    settings = build(RunSettings, dict(run.config), run.path)
+    settings = settings_of(run)
     facts = {
         "member": settings.member,
         "step": progress.step,
@@ -131,8 +130,7 @@ def save_state(
             )
             draft.facts.update(tokens=progress.tokens, rows_digest=progress.rows_digest)
             if weights:
-                shape = build(RunSettings, dict(run.config), run.path).shape
-                hf.write_config(shape, torch.float32, draft.folder)
+                hf.write_config(settings_of(run).shape, torch.float32, draft.folder)
             return draft.folder
 
         if group is not None:

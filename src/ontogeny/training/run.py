@@ -18,13 +18,12 @@ from torch import Tensor
 from ontogeny import artifact
 from ontogeny.artifact import Artifact, Input, open_artifact, open_input
 from ontogeny.checkpoints.store import Progress, list_states, open_state, read_tensors
-from ontogeny.config import build
 from ontogeny.digest import SHORT
 from ontogeny.errors import CheckpointError
 from ontogeny.model import hf
 from ontogeny.model.init import initial_tensor
 from ontogeny.steps import METRICS, list_steps, step_folder
-from ontogeny.suite import RunSettings
+from ontogeny.suite import RunSettings, settings_of
 from ontogeny.training.metrics import whole_lines
 from ontogeny.training.parts import own, part_of
 from ontogeny.training.ranks import ALONE, Ranks
@@ -131,7 +130,7 @@ class Run:
 def open_run(path: Path) -> Run:
     """Open a run's folder. Raises DataError or ConfigError if it is not one."""
     opened = open_artifact(path, "run")
-    return Run(opened, build(RunSettings, dict(opened.config), path))
+    return Run(opened, settings_of(opened))
 
 
 def create_run(
