@@ -26,6 +26,7 @@ from ontogeny.text.components import COMPONENTS, Component, Part, component_docu
 from ontogeny.text.corpus import (
     CORPORA,
     CorpusName,
+    _require_own_ids,
     build_text,
     read_corpus,
     shard_files,
@@ -33,6 +34,8 @@ from ontogeny.text.corpus import (
 )
 from ontogeny.text.dedup import normalised, text_digest
 from ontogeny.text.documents import Document, documents_in, work_of
+from ontogeny.text.places import Tables
+from ontogeny.text.shards import shards_of, write_shards
 from ontogeny.workers import Workers
 
 PLANTS = PlantedSettings(
@@ -103,6 +106,21 @@ def test_equal_texts_are_held_out_once(tmp_path: Path) -> None:
     artifact = build(tmp_path)
     assert [d.id for d in corpus(artifact, "held-out")] == ["short#0"]
     assert artifact.facts["removed"]["also held out"]["documents"] == 1
+
+
+def test_a_repeated_id_is_found_in_the_last_of_many_tasks(tmp_path: Path) -> None:
+    """Whose names no longer sort as they follow each other."""
+
+    def read() -> list[tuple[Document, str]]:
+        return [(Document(name, name, "s"), f"line {name}") for name in "ab"]
+
+    artifacts = [
+        write_shards(tmp_path / name, read, normalise="none", seed=0, shard_bytes=1)
+        for name in ("read-99999", "read-100000")
+    ]
+    tables = Tables(shards_of(artifacts))
+    with pytest.raises(DataError, match="line a: duplicate id 'a'"):
+        _require_own_ids(tables, [read] * 100_001)
 
 
 def test_the_twin_keeps_the_first_of_equal_texts(base: Path) -> None:

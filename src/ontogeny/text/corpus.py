@@ -170,11 +170,11 @@ def _require_own_ids(tables: Tables, reads: list[Read]) -> None:
     row = repeated_row(tables)
     if row is None:
         return
-    artifact = tables.shard_of(row).artifact
-    before = sum(len(shard) for shard in tables.shards if shard.artifact.path < artifact.path)
-    # What its task read is read again: only the readers know places.
-    read = reads[int(artifact.path.name.removeprefix(READ))]
-    document, place = next(islice(read(), row - before, None))
+    path = tables.shard_of(row).artifact.path
+    first = [shard.artifact.path for shard in tables.shards].index(path)  # of its task
+    # What the task read is read again: only the readers know places.
+    read = reads[int(path.name.removeprefix(READ))]
+    document, place = next(islice(read(), row - int(tables.starts[first]), None))
     raise DataError(
         f"duplicate id {document.id!r}",
         where=place,
