@@ -179,10 +179,11 @@ def _by_processes(tasks: Sequence[Task], num_processes: int) -> Iterator[tuple[i
                     if killed[number] == ATTEMPTS:
                         _give_up(tasks[number], worker.how())
                     waiting.appendleft(number)
-                    worker = _Worker(context)
+                    give(_Worker(context))
                 else:
-                    yield number, _artifact(outcome)
-                give(worker)
+                    artifact = _artifact(outcome)
+                    give(worker)  # which works on while the caller takes this
+                    yield number, artifact
     finally:
         for worker, _ in busy.values():
             worker.process.kill()

@@ -34,6 +34,17 @@ def test_artifacts_come_in_the_order_of_the_tasks(tmp_path: Path, count: int) ->
     assert 1 <= len(processes) <= count
 
 
+def test_workers_work_on_while_the_caller_takes_what_is_made(tmp_path: Path) -> None:
+    tasks = notes(tmp_path, 4)
+    made = Workers(2).each(tasks)
+    next(made)
+    deadline = time.monotonic() + 30
+    while not all(task.place.is_dir() for task in tasks[:3]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(list(made)) == 3
+
+
 def test_what_is_there_and_whole_is_not_made_again(tmp_path: Path) -> None:
     tasks = notes(tmp_path, 3)
     first = Workers().do(tasks)
