@@ -214,6 +214,12 @@ def test_super_glue_spans_are_spelled_as_in_the_text(span: str, place: int, spel
     assert layouts.super_glue_wsc([row]) == [flat]
 
 
+def test_a_split_that_a_pack_leaves_out_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / packs.OWN).write_text('[tasks.piqa]\nsplits.train = [{ path = "rows.jsonl" }]\n')
+    said = str(packs.missing("piqa", "validation", [tmp_path]))
+    assert "no validation items are at hand; expected files of that split in pack.toml" in said
+
+
 def test_benchmarks_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [
         source.path

@@ -127,7 +127,8 @@ def missing(task: str, split: str, folders: Sequence[Path]) -> EvaluationError:
     return EvaluationError(
         f"no {split} items are at hand",
         where=task,
-        expected=" or ".join(dict.fromkeys(source.path for source in sources)),
+        expected=" or ".join(dict.fromkeys(source.path for source in sources))
+        or f"files of that split in {OWN}",
         found=f"none of these in {', '.join(map(str, folders))}",
         fix=fix,
     )
