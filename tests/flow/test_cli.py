@@ -163,6 +163,7 @@ def test_train_generate_prune(say: Type, ground: Ground, tmp_path: Path) -> None
     assert say("generate", run, "x", "--step", 3).refused("no checkpoint of step 3", "0, 1, 2, 4")
 
     assert say("generate", run, "\udcff", "--step", 24).refused("the text is not Unicode")
+    assert say("generate", run, "x", "--step", 24, "--seed", 2**63).code == 2
 
     assert "freed" in say("prune", run).out
     assert not list((run / "states").iterdir())

@@ -50,7 +50,7 @@ def generate(
     step: Annotated[int, typer.Option(help="Which checkpoint")],
     tokens: Annotated[int, typer.Option(min=1, help="At most so many")] = 50,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the likeliest")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Continue a text with any checkpoint."""
     from ontogeny.checkpoints.store import load_checkpoint
