@@ -1,7 +1,8 @@
 /* Products, numbers and layouts of bfloat16 on AVX-512, for the kernels that include it.
 
    A product is C[m][n] += sum over k of A[m][k] B[k][n] in float32. A and B hold pairs along k, two
-   bfloat16 in 32 bits: of A a pair is spread over the lanes, of B a vector holds 16 columns. */
+   bfloat16 in 32 bits: of A a pair is spread over the lanes, of B a vector holds 16 columns. A large
+   B lies in panels, [K][PANEL] one behind another, the last as narrow as what is left. */
 #ifndef ONTOGENY_BF16_H
 #define ONTOGENY_BF16_H
 
@@ -16,7 +17,7 @@
 #define INLINE FAST static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-enum { LANES = 16 };
+enum { LANES = 16, PANEL = 64, DEPTH = 64 }; /* so many rows of a panel stay in the first cache */
 
 typedef uint16_t bf16;
 typedef uint32_t __attribute__((may_alias)) pair;
@@ -128,6 +129,30 @@ FAST static void product(float *c, long ldc, const pair *a, long lda, const pair
         strip(8, 2, c, ldc, a, lda, b, ldb, rows, K, is_added);
     else if (vectors == 1)
         strip(8, 1, c, ldc, a, lda, b, ldb, rows, K, is_added);
+}
+
+static inline long smaller(long a, long b)
+{
+    return a < b ? a : b;
+}
+
+/* The same of a B in panels. */
+FAST static void product_of_panels(float *c, long ldc, const pair *a, long lda, const pair *b,
+                                   long rows, long columns, long K, int is_added)
+{
+    for (long j = 0; j < columns; j += PANEL) {
+        long width = smaller(PANEL, columns - j);
+        for (long k = 0; k < K; k += DEPTH)
+            product(c + j, ldc, a + k, lda, b + j * K + k * width, width, rows, width / LANES,
+                    smaller(DEPTH, K - k), is_added || k > 0);
+    }
+}
+
+/* Where a number stands in panels of so many rows and columns. */
+static inline long place_in_panels(long row, long column, long rows, long columns)
+{
+    long panel = column / PANEL * PANEL;
+    return panel * rows + row * smaller(PANEL, columns - panel) + column - panel;
 }
 
 /* ---- layouts ---- */

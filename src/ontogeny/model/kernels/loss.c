@@ -49,7 +49,7 @@ FAST static void some_rows(void *context, long item, int thread)
     const Rows *rows = context;
     (void)thread;
     long columns = rows->columns, start = item * ROWS;
-    long end = start + ROWS < rows->rows ? start + ROWS : rows->rows;
+    long end = smaller(start + ROWS, rows->rows);
     for (long i = start; i < end; i++) {
         const bf16 *row = rows->logits + i * columns;
         __m512 highest = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
@@ -76,7 +76,7 @@ int loss_rows(const bf16 *logits, const int64_t *targets, float *scores, long ro
 
 /* ---- the loss of tokens and all its gradients ---- */
 
-enum { TOKENS = 128, VECTORS = TOKENS / LANES, TILE = 128, DEPTH = 64, GROUP = 2, LEAST = 4 };
+enum { TOKENS = 128, TILE = 128, GROUP = 2, LEAST = 4 };
 
 typedef struct {
     const bf16 *hidden;     /* [tokens, width] */
@@ -86,7 +86,7 @@ typedef struct {
     bf16 *d_hidden;         /* [tokens, width] */
     float *d_weight;        /* [vocab, width], added to but for the first chunk */
     bf16 *terms;            /* [blocks][vocab][TOKENS]: 2^(x - first) */
-    pair *shares;           /* [blocks * TOKENS / 2, width]: hidden over the sum of its terms */
+    pair *shares;           /* [blocks][TOKENS / 2, width] in panels: hidden over the sum of its terms */
     float *rests;           /* [blocks * TOKENS]: the gradient of the target's logit */
     long tokens, width, vocab, blocks, group;
     float scale;
@@ -97,13 +97,13 @@ typedef struct {
 
 typedef struct {
     float first[TOKENS], sums[TOKENS], chosen[TOKENS], term[TOKENS];
-    pair *tokens;    /* [width / 2][TOKENS] */
+    pair *tokens;    /* [width / 2][TOKENS] in panels */
     float *d_turned; /* [width][TOKENS]: their gradient */
 } Block;
 
 typedef struct {
     float x[TILE * TOKENS];        /* logits of a block, a row an id and a lane a token */
-    pair pairs[TILE / 2 * TOKENS]; /* its terms, pairs along the ids */
+    pair pairs[TILE / 2 * TOKENS]; /* its terms in panels, pairs along the ids */
     bf16 *weight;                  /* [TILE][width] */
     pair *turned;                  /* [width][TILE / 2]: pairs along the ids */
     void *other;                   /* [TILE][width] float32 */
@@ -123,24 +123,37 @@ FAST static void read_weights(Tile *tile, const float *from, long rows, long wid
 FAST static void exponentiate(Tile *tile, Block *block, bf16 *terms, long rows)
 {
     const __m512 log2_of_e = _mm512_set1_ps(LOG2_OF_E);
-    for (int j = 0; j < TOKENS; j += LANES) {
-        __m512 first_of = _mm512_loadu_ps(block->first + j), sum = _mm512_loadu_ps(block->sums + j);
-        __m512 other = _mm512_setzero_ps();
+    enum { VECTORS = PANEL / LANES };
+    for (long j = 0; j < TOKENS; j += PANEL) {
+        __m512 firsts[VECTORS], evens[VECTORS], odds[VECTORS];
+        UNROLL for (long n = 0; n < VECTORS; n++) {
+            firsts[n] = _mm512_loadu_ps(block->first + j + n * LANES);
+            evens[n] = _mm512_loadu_ps(block->sums + j + n * LANES);
+            odds[n] = _mm512_setzero_ps();
+        }
         for (long v = 0; v < rows; v += 2) {
             const float *x = tile->x + v * TOKENS + j;
-            __m512 even = _mm512_loadu_ps(x), odd = _mm512_loadu_ps(x + TOKENS);
-            even = exp2_of(_mm512_fmsub_ps(even, log2_of_e, first_of));
-            odd = exp2_of(_mm512_fmsub_ps(odd, log2_of_e, first_of));
-            __m512i both = pairs_of(even, odd), above = _mm512_srli_epi32(both, 16);
-            _mm512_storeu_si512(tile->pairs + v / 2 * TOKENS + j, both);
+            pair *pairs = tile->pairs + place_in_panels(v / 2, j, rows / 2, TOKENS);
             bf16 *to = terms + v * TOKENS + j;
-            _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(both));
-            _mm256_storeu_si256((__m256i *)(to + TOKENS), _mm512_cvtepi32_epi16(above));
-            /* summed as rounded: what is left beside a probability near 1 stays right */
-            sum = _mm512_add_ps(sum, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
-            other = _mm512_add_ps(other, _mm512_castsi512_ps(_mm512_slli_epi32(above, 16)));
+            UNROLL for (long n = 0; n < VECTORS; n++) {
+                __m512 even = _mm512_loadu_ps(x + n * LANES);
+                __m512 odd = _mm512_loadu_ps(x + TOKENS + n * LANES);
+                even = exp2_of(_mm512_fmsub_ps(even, log2_of_e, firsts[n]));
+                odd = exp2_of(_mm512_fmsub_ps(odd, log2_of_e, firsts[n]));
+                __m512i both = pairs_of(even, odd), above = _mm512_srli_epi32(both, 16);
+                _mm512_storeu_si512(pairs + n * LANES, both);
+                _mm256_storeu_si256((__m256i *)(to + n * LANES), _mm512_cvtepi32_epi16(both));
+                _mm256_storeu_si256((__m256i *)(to + TOKENS + n * LANES),
+                                    _mm512_cvtepi32_epi16(above));
+                /* summed as rounded: what is left beside a probability near 1 stays right */
+                even = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+                odd = _mm512_castsi512_ps(_mm512_slli_epi32(above, 16));
+                evens[n] = _mm512_add_ps(evens[n], even);
+                odds[n] = _mm512_add_ps(odds[n], odd);
+            }
         }
-        _mm512_storeu_ps(block->sums + j, _mm512_add_ps(sum, other));
+        UNROLL for (long n = 0; n < VECTORS; n++)
+            _mm512_storeu_ps(block->sums + j + n * LANES, _mm512_add_ps(evens[n], odds[n]));
     }
 }
 
@@ -167,7 +180,7 @@ FAST static void take_targets(const int64_t *targets, Tile *tile, Block *block, 
         block->chosen[i] = fmaf(tile->x[v * TOKENS + i], LOG2_OF_E, -block->first[i]);
         block->term[i] = _mm512_cvtss_f32(load_bf16(term, 1));
         *term = 0;
-        tile->pairs[v / 2 * TOKENS + i] &= v % 2 ? 0x0000ffffu : 0xffff0000u;
+        tile->pairs[place_in_panels(v / 2, i, rows / 2, TOKENS)] &= v % 2 ? 0xffff : 0xffff0000;
     }
 }
 
@@ -202,15 +215,16 @@ FAST static void finish(Chunk *chunk, const Block *block, const float *d_tokens,
             __m512 high = load_bf16(row + width, i + 1 < count ? 0xffff : 0);
             low = _mm512_mul_ps(low, _mm512_set1_ps(share[i]));
             high = _mm512_mul_ps(high, _mm512_set1_ps(share[i + 1]));
-            _mm512_storeu_si512(chunk->shares + (start + i) / 2 * width + k, pairs_of(low, high));
+            pair *to = chunk->shares + start / 2 * width;
+            _mm512_storeu_si512(to + place_in_panels(i / 2, k, TOKENS / 2, width),
+                                pairs_of(low, high));
         }
 }
 
 /* The tokens of a block. */
 static long count_of(const Chunk *chunk, long block)
 {
-    long left = chunk->tokens - block * TOKENS;
-    return left < TOKENS ? left : TOKENS;
+    return smaller(TOKENS, chunk->tokens - block * TOKENS);
 }
 
 /* A block of tokens against a tile of weights. */
@@ -218,26 +232,23 @@ FAST static void meet(const Chunk *chunk, Tile *tile, Block *block, long place, 
 {
     long width = chunk->width;
     bf16 *terms = chunk->terms + (place * chunk->vocab + v) * TOKENS;
-    for (long k = 0; k < width / 2; k += DEPTH) { /* so few pairs of tokens stay in cache */
-        long depth = width / 2 - k < DEPTH ? width / 2 - k : DEPTH;
-        product(tile->x, TOKENS, (const pair *)tile->weight + k, width / 2,
-                block->tokens + k * TOKENS, TOKENS, rows, VECTORS, depth, k > 0);
-    }
+    product_of_panels(tile->x, TOKENS, (const pair *)tile->weight, width / 2, block->tokens, rows,
+                      TOKENS, width / 2, 0);
     if (v == 0)
         look_first(tile, block, rows);
     exponentiate(tile, block, terms, rows);
     take_targets(chunk->targets + place * TOKENS, tile, block, terms, count_of(chunk, place), v,
                  rows);
-    product(block->d_turned, TOKENS, tile->turned, TILE / 2, tile->pairs, TOKENS, width, VECTORS,
-            rows / 2, 1);
+    product_of_panels(block->d_turned, TOKENS, tile->turned, TILE / 2, tile->pairs, width, TOKENS,
+                      rows / 2, 1);
 }
 
 /* A group of blocks of tokens against the whole vocabulary. */
 FAST static void some_tokens(void *context, long item, int thread)
 {
     Chunk *chunk = context;
-    long start = item * chunk->group, width = chunk->width, left = chunk->blocks - start;
-    long num_blocks = left < chunk->group ? left : chunk->group;
+    long start = item * chunk->group, width = chunk->width;
+    long num_blocks = smaller(chunk->group, chunk->blocks - start);
     Tile *tile = (Tile *)(chunk->scratch + thread * chunk->bytes);
     tile->other = tile + 1;
     tile->turned = (pair *)((float *)tile->other + width * TILE);
@@ -248,13 +259,15 @@ FAST static void some_tokens(void *context, long item, int thread)
         block->tokens = (pair *)next;
         block->d_turned = (float *)(block->tokens + width / 2 * TOKENS);
         next = (bf16 *)(block->d_turned + width * TOKENS);
-        transpose(block->tokens, TOKENS, chunk->hidden + (start + b) * TOKENS * width, width / 2,
-                  count_of(chunk, start + b), width / 2);
+        for (long j = 0; j < TOKENS; j += PANEL)
+            transpose(block->tokens + j * width / 2, PANEL,
+                      chunk->hidden + ((start + b) * TOKENS + j) * width, width / 2,
+                      count_of(chunk, start + b) - j, width / 2);
         memset(block->d_turned, 0, sizeof(float) * (size_t)(width * TOKENS));
         memset(block->sums, 0, sizeof block->sums);
     }
     for (long v = 0; v < chunk->vocab; v += TILE) {
-        long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
+        long rows = smaller(TILE, chunk->vocab - v);
         read_weights(tile, chunk->weight + v * width, rows, width);
         for (long b = 0; b < num_blocks; b++)
             meet(chunk, tile, tile->blocks + b, start + b, v, rows);
@@ -284,12 +297,12 @@ FAST static void some_weights(void *context, long item, int thread)
     const Chunk *chunk = context;
     (void)thread;
     long v = item * TILE, width = chunk->width;
-    long rows = chunk->vocab - v < TILE ? chunk->vocab - v : TILE;
+    long rows = smaller(TILE, chunk->vocab - v);
     for (long b = 0; b < chunk->blocks; b++) {
-        product(chunk->d_weight + v * width, width,
-                (const pair *)(chunk->terms + (b * chunk->vocab + v) * TOKENS), TOKENS / 2,
-                chunk->shares + b * TOKENS / 2 * width, width, rows, width / LANES, TOKENS / 2,
-                b > 0 || !chunk->is_first);
+        product_of_panels(chunk->d_weight + v * width, width,
+                          (const pair *)(chunk->terms + (b * chunk->vocab + v) * TOKENS), TOKENS / 2,
+                          chunk->shares + b * TOKENS / 2 * width, rows, width, TOKENS / 2,
+                          b > 0 || !chunk->is_first);
         for (long i = b * TOKENS; i < b * TOKENS + count_of(chunk, b); i++)
             if (chunk->targets[i] >= v && chunk->targets[i] < v + rows)
                 add_target(chunk, i);
