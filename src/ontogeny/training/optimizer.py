@@ -32,19 +32,18 @@ class AdamW:
             name: Slot(own(parameter.detach()), counted)
             for name, parameter in self._parameters.items()
         }
+        is_matrix = {name: parameter.ndim > 1 for name, parameter in self._parameters.items()}
+        self._matrices = {name: slot for name, slot in self._slots.items() if is_matrix[name]}
+        self._vectors = {name: slot for name, slot in self._slots.items() if not is_matrix[name]}
 
     def step(self, gradients: Mapping[str, Tensor], rate: float) -> None:
         """Move this rank's part of the parameters by its part of the gradients, at a rate."""
         training = self._training
-        for is_matrix in (True, False):
-            slots = {
-                name: self._slots[name]
-                for name, parameter in self._parameters.items()
-                if (parameter.ndim > 1) is is_matrix
-            }
-            parameters = [padded(slot.parameter) for slot in slots.values()]
+        for weight_decay, slots in ((training.weight_decay, self._matrices), (0.0, self._vectors)):
+            for slot in slots.values():
+                slot.read()
             adamw(
-                parameters,
+                [slot.flat for slot in slots.values()],
                 [padded(gradients[name]) for name in slots],
                 [slot.moments["exp_avg"] for slot in slots.values()],
                 [slot.moments["exp_avg_sq"] for slot in slots.values()],
@@ -55,13 +54,12 @@ class AdamW:
                 beta1=training.beta1,
                 beta2=training.beta2,
                 lr=rate,
-                weight_decay=training.weight_decay if is_matrix else 0.0,
+                weight_decay=weight_decay,
                 eps=training.epsilon,
                 maximize=False,
             )
-            for slot, moved in zip(slots.values(), parameters, strict=True):
-                if moved.data_ptr() != slot.parameter.data_ptr():
-                    slot.parameter.copy_(unpadded(moved, slot.parameter))
+            for slot in slots.values():
+                slot.write()
 
     def named_state(self) -> dict[str, Tensor]:
         """Both moments of every parameter and the update counter, as a flat table of tensors.
@@ -90,9 +88,20 @@ class Slot:
     """What the optimizer holds for this rank's part of one parameter."""
 
     def __init__(self, parameter: Tensor, updates: float) -> None:
-        self.parameter = parameter
+        self.parameter, self.flat = parameter, padded(parameter)
+        self._is_copy = self.flat.data_ptr() != parameter.data_ptr()
         self.moments = {moment: padded(torch.zeros_like(parameter)) for moment in MOMENTS}
         self.updates = torch.tensor(updates, device=parameter.device)
+
+    def read(self) -> None:
+        """Let the vector have the parameter's values."""
+        if self._is_copy:
+            unpadded(self.flat, self.parameter).copy_(self.parameter)
+
+    def write(self) -> None:
+        """Let the parameter have the vector's."""
+        if self._is_copy:
+            self.parameter.copy_(unpadded(self.flat, self.parameter))
 
 
 def padded(tensor: Tensor) -> Tensor:

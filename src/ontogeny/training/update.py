@@ -181,13 +181,16 @@ def gradient_norm(model: NeoX, gradients: Mapping[str, Tensor], ranks: Ranks) ->
         from ontogeny.training.parallel import norm_of_parts
 
         return norm_of_parts(model, gradients, ranks)
-    rows = {name: len(parameter) for name, parameter in model.named_parameters()}
-    most = {name: -(-number // ranks.layout.data) for name, number in rows.items()}  # of a rank
-    norms = {name: row_norms(gradient) for name, gradient in gradients.items()}
-    padded = [F.pad(norms[name], (0, number - len(norms[name]))) for name, number in most.items()]
-    parts = ranks.gathered(torch.cat(padded)).split(list(most.values()), dim=1)
-    in_order = [part.flatten()[:number] for part, number in zip(parts, rows.values(), strict=True)]
-    return torch.cat(in_order).double().square().sum().sqrt().item()
+    norms = [row_norms(gradient) for gradient in gradients.values()]
+    if ranks.layout.data > 1:
+        rows = [len(parameter) for parameter in model.parameters()]
+        most = [-(-number // ranks.layout.data) for number in rows]  # of a rank
+        padded = [
+            F.pad(part, (0, number - len(part))) for part, number in zip(norms, most, strict=True)
+        ]
+        parts = ranks.gathered(torch.cat(padded)).split(most, dim=1)
+        norms = [part.flatten()[:number] for part, number in zip(parts, rows, strict=True)]
+    return torch.cat(norms).double().square().sum().sqrt().item()
 
 
 def row_norms(gradient: Tensor) -> Tensor:
