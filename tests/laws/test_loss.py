@@ -141,7 +141,7 @@ def test_gradients_are_scaled_before_they_are_rounded() -> None:
 
 def by_torch(*arguments: Any) -> list[Tensor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "has", lambda name: False)
+        patch.setattr(loss_module, "has", lambda name: False)
         return ours(*arguments)
 
 

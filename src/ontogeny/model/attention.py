@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ontogeny.model.kernels.load import has, library
+from ontogeny.model.kernels.load import call, has
 
 BLOCK = 128  # queries at a time: small wastes little above the diagonal, large multiplies faster
 KERNEL_HEADS = range(16, 257, 16)  # the head sizes the kernel takes
@@ -131,9 +131,8 @@ class KernelAttention(torch.autograd.Function):
 
 def kernel_forward(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The output [B, T, H, D], and the highest score and log of the sum of each query's weights."""
-    inputs = [part.contiguous() for part in (qkv, cos, sin)]
     out, statistics = empty_results(qkv, cos, sin)
-    call("attention_forward", inputs, [out, statistics])
+    call("attention_forward", *parts_of(qkv, cos, sin), out, statistics)
     return out, statistics
 
 
@@ -141,9 +140,9 @@ def kernel_backward(
     qkv: Tensor, cos: Tensor, sin: Tensor, out: Tensor, statistics: Tensor, grad: Tensor
 ) -> Tensor:
     """The gradient of qkv, from what the forward pass read and made."""
-    inputs = [part.contiguous() for part in (qkv, cos, sin)]
-    d_qkv = torch.empty_like(inputs[0])
-    call("attention_backward", inputs, [out, statistics, grad.contiguous(), d_qkv])
+    d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    read = parts_of(qkv, cos, sin)
+    call("attention_backward", *read, out, statistics, grad.contiguous(), d_qkv)
     return d_qkv
 
 
@@ -154,16 +153,15 @@ def empty_results(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor
     return qkv.new_empty(batch, time, heads, size // 3), statistics
 
 
-def call(name: str, inputs: list[Tensor], others: list[Tensor]) -> None:
-    """Call a kernel on contiguous tensors, with as many threads as torch uses."""
-    batch, time, heads, size = inputs[0].shape
-    assert inputs[1].shape == inputs[2].shape == (time, inputs[1].shape[1])
-    assert all(part.dtype == torch.bfloat16 for part in inputs)
-    shape = (ctypes.c_long * 5)(batch, time, heads, size // 3, inputs[1].shape[1])
-    pointers = [ctypes.c_void_p(part.data_ptr()) for part in (*inputs, *others)]
-    function = getattr(library(), name)
-    if function(*pointers[:3], shape, *pointers[3:], torch.get_num_threads()):
-        raise MemoryError(f"no memory for {name} of {tuple(inputs[0].shape)}")
+def parts_of(
+    qkv: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor, ctypes.Array[ctypes.c_long]]:
+    """What both passes read, as the kernel takes it, and its sizes."""
+    batch, time, heads, size = qkv.shape
+    assert cos.shape == sin.shape == (time, cos.shape[1])
+    assert qkv.dtype == cos.dtype == sin.dtype == torch.bfloat16
+    sizes = (ctypes.c_long * 5)(batch, time, heads, size // 3, cos.shape[1])
+    return qkv.contiguous(), cos.contiguous(), sin.contiguous(), sizes
 
 
 # Operators of torch, so that its compiler and its tensors without memory know them.

@@ -10,13 +10,12 @@ Shapes: N tokens, W width, V vocabulary.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ontogeny.model.kernels import load
+from ontogeny.model.kernels.load import call, has
 
 CHUNK_BYTES = 104 << 20  # of logits held at once, in the dtype of the arithmetic, on a CPU
 ACCELERATOR_CHUNK_BYTES = 512 << 20  # and elsewhere, which is only fast with much to do at once
@@ -119,7 +118,7 @@ class Sweep:
         if not (fits and len(self.targets) and _is_for_kernel(self.hidden)):
             return False
         _require_targets(self.targets, vocab)
-        return not _call(
+        return not call(
             "loss_sweep",
             *(self.hidden, self.weight.contiguous(), self.targets),
             *(self.scores, self.d_hidden, self.d_weight),
@@ -163,7 +162,7 @@ def _scores(logits: Tensor, targets: Tensor) -> Tensor:
         return _softmax_in_place(logits, targets, scale=None)
     _require_targets(targets, logits.shape[1])
     result = torch.empty(len(targets), dtype=torch.float32)
-    _call("loss_rows", logits, targets.contiguous(), result, *logits.shape)
+    call("loss_rows", logits, targets.contiguous(), result, *logits.shape)
     return result
 
 
@@ -181,23 +180,10 @@ def _highest_and_log_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_for_kernel(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype is torch.bfloat16 and load.has("loss")
+    return tensor.device.type == "cpu" and tensor.dtype is torch.bfloat16 and has("loss")
 
 
 def _require_targets(targets: Tensor, vocab: int) -> None:
     """Refuse what torch would refuse; the kernels trust what they are given."""
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < vocab:
         raise IndexError(f"a target is not among the {vocab} columns")
-
-
-def _call(name: str, *arguments: Tensor | int | float) -> bool:
-    """Call a kernel with torch's number of threads; whether it declined."""
-    kinds: dict[type, Any] = {int: ctypes.c_long, float: ctypes.c_float}
-    passed: list[Any] = [
-        ctypes.c_void_p(one.data_ptr()) if isinstance(one, Tensor) else kinds[type(one)](one)
-        for one in arguments
-    ]
-    answer = getattr(load.library(), name)(*passed, ctypes.c_int(torch.get_num_threads()))
-    if answer < 0:
-        raise MemoryError(f"no memory for {name}")
-    return bool(answer)

@@ -11,26 +11,27 @@ Shapes: B batch, T time, W width, H heads, D head size, R rotary size, V vocabul
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ontogeny.model.attention import Trees, causal_attention, rotate, tree_attention
-from ontogeny.shape import Shape
+from ontogeny.model.linear import linear
+from ontogeny.shape import Activation, Shape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # to train in
 SCORING_DTYPES = DTYPES | {"fp16": torch.float32}  # half precision overflows where nobody looks
 
 
 class Linear(nn.Linear):
-    """A linear map whose weights follow the dtype of its input."""
+    """A linear map whose weights follow the dtype of its input, or of an activation of that."""
+
+    activation: Activation | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight, self.bias, self.activation)
 
 
 class Embedding(nn.Embedding):
@@ -75,14 +76,12 @@ class MLP(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.activation = partial(
-            F.gelu, approximate="tanh" if shape.activation == "gelu_tanh" else "none"
-        )
         self.dense_h_to_4h = Linear(shape.hidden_size, 4 * shape.hidden_size)
         self.dense_4h_to_h = Linear(4 * shape.hidden_size, shape.hidden_size)
+        self.dense_4h_to_h.activation = shape.activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(self.activation(self.dense_h_to_4h(x)))
+        return self.dense_4h_to_h(self.dense_h_to_4h(x))
 
 
 class Block(nn.Module):
@@ -110,6 +109,7 @@ class NeoX(nn.Module):
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.final_layer_norm = LayerNorm(shape.hidden_size, shape.layer_norm_eps)
         self.embed_out = Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        self._kept: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Logits [B, T, V] of the next token for int tokens [B, T], computed in `dtype`."""
@@ -117,11 +117,17 @@ class NeoX(nn.Module):
 
     def hidden(self, tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the output embedding multiplies: [B, T, W] in `dtype`, after the last norm."""
-        cos, sin = rotary_tables(self.shape, tokens.shape[1], dtype, tokens.device)
+        cos, sin = self._tables(tokens.shape[1], dtype, tokens.device)
         x = self.embed_in(tokens).to(dtype)
         for layer in self.layers:
             x = layer(x, cos, sin)
         return self.final_layer_norm(x)
+
+    def _tables(self, *what: Any) -> tuple[Tensor, Tensor]:
+        """`rotary_tables` of the shape; the last ones are kept, as training asks for no others."""
+        if self._kept is None or self._kept[0] != what:
+            self._kept = what, rotary_tables(self.shape, *what)
+        return self._kept[1]
 
     def hidden_of_trees(
         self, tokens: Tensor, dtype: torch.dtype, layers: Sequence[Trees]

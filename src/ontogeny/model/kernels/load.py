@@ -12,11 +12,13 @@ import os
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 # A version changes with the bits a kernel gives, or with how it is called.
-VERSIONS = {"attention": 1, "loss": 3}
+VERSIONS = {"attention": 1, "linear": 1, "loss": 3}
 
 
 @cache
@@ -40,6 +42,28 @@ def has(name: str) -> bool:
 
 # What torch.compiler.assume_constant_result would set, which imports torch's compiler, for seconds.
 has._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def call(name: str, *arguments: Tensor | int | float | ctypes.Array[ctypes.c_long]) -> bool:
+    """Call a kernel with as many threads as torch uses; whether it declined.
+
+    Tensors are passed as they lie in memory, so they are to be contiguous.
+    """
+    function = _function(name, *map(type, arguments))
+    passed = [one.data_ptr() if isinstance(one, Tensor) else one for one in arguments]
+    answer = function(*passed, torch.get_num_threads())
+    if answer < 0:
+        raise MemoryError(f"no memory for {name}")
+    return bool(answer)
+
+
+@cache
+def _function(name: str, *kinds: type) -> Any:
+    """A kernel that takes arguments of these kinds: numbers as they are, all else as a place."""
+    function = cast("Any", library())[name]
+    numbers: dict[type, Any] = {int: ctypes.c_long, float: ctypes.c_float}
+    function.argtypes = [numbers.get(kind, ctypes.c_void_p) for kind in kinds] + [ctypes.c_int]
+    return function
 
 
 def find(folder: Path) -> ctypes.CDLL | None:
