@@ -33,7 +33,10 @@ from typing import Any
 import numpy as np
 
 WARMUP, STEPS = 3, 8  # a compiler is done before the first timed step
-TUNED = "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+TUNED = (
+    "glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184"
+    ":glibc.malloc.hugetlb=1"
+)
 SOME_IDS = 4096  # that occur in the tokens, by Zipf's law
 
 
