@@ -229,6 +229,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--update", "3", "--rows-per-update", "4"], "--rows-per-update cannot be asked of this"),
     (["--update", "3", "--seed", "4"], "--seed cannot be asked of this; expected a run's folder"),
     (["--update", "3", "--npy", "{run}/manifest.json"], "manifest.json: already exists"),
+    (["--update", "3", "--npy", "new", "--json"], "--npy: writes a file, shows no rows"),
 ]
 
 

@@ -65,6 +65,10 @@ def batch(
     for number in (wanted[0], wanted[-1]):
         source.num_rows(number)
     spans = Spans(source.batches.order, source.vocabulary)
+    if npy is not None and (tokens or as_json):
+        raise ConfigError(
+            "writes a file, shows no rows", where="--npy", fix="it without the others"
+        )
     if npy is not None:
         npy.parent.mkdir(parents=True, exist_ok=True)
         shape = source.save(npy, wanted, rows)

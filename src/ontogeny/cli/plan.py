@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ontogeny.cli.app import Changes, app, out, print_json, print_table
+from ontogeny.errors import ConfigError
 from ontogeny.suite import Suite, load_suite
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ MEMORY = ["a GPU of", "parameters", "weights", "moments", "gradients", "gathered
 
 @app.command()
 def plan(
+    context: typer.Context,
     suite: Annotated[str, typer.Argument(help="A suite file, or one of ours, such as pythia")],
     num_gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many GPUs")] = 8,
     kind: Annotated[str, typer.Option("--gpu", help="Their kind, such as a100-80gb")] = "h100",
@@ -43,6 +45,7 @@ def plan(
 
     opened = open_suite(suite, changes)
     if paper:
+        _require_defaults(context, "num_gpus", "kind", "member", "price")
         planned = against_paper(opened)
         published = [hours for _, hours in planned]
         if as_json:
@@ -69,6 +72,15 @@ def plan(
         print_forecasts({f"{member} {place}": one for place, one in enumerate(found, 1)})
     cost = "" if price is None else f", {hours * price:,.0f} at {price:g} each"
     out.print(f"\nall of it: {hours / num_gpus:,.0f} hours, {hours:,.0f} GPU-hours{cost}")
+
+
+def _require_defaults(context: typer.Context, *names: str) -> None:
+    """Refuse options that would count for nothing: the paper's layouts are what they were."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT":
+            (option,) = (one.opts[0] for one in context.command.params if one.name == name)
+            raise ConfigError("is not asked for", where=option, fix=f"{option} or --against-paper")
 
 
 def print_forecasts(
