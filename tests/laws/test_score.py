@@ -339,6 +339,7 @@ def test_drawn_continuations_know_only_their_seed(model: NeoX) -> None:
     assert drawn(0) == first
     assert len({tuple(drawn(seed)) for seed in range(6)}) > 3
     assert drawn(0, temperature=1e-4) == greedy_tokens(model, [3], 12)
+    assert drawn(0, temperature=1e-300) == greedy_tokens(model, [3], 12)
     assert all(0 <= token < VOCAB for token in drawn(5, temperature=100.0))
 
 

@@ -120,7 +120,8 @@ def continue_text(
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature == 0:
         return int(logits.argmax())
-    odds = torch.softmax(logits / temperature, dim=-1)
+    below = (logits - logits.max()).double()  # of which even the least temperature makes no NaN
+    odds = torch.softmax(below / temperature, dim=-1)
     return int(torch.multinomial(odds, 1, generator=generator))
 
 
