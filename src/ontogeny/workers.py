@@ -84,6 +84,14 @@ class Workers:
         return ((number, _made(task)) for number, task in enumerate(tasks))
 
 
+def signal_name(number: int) -> str:
+    """A signal in words; those for real time have no names."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def num_cores() -> int:
     """The cores this process may use."""
     may_choose = hasattr(os, "sched_getaffinity")
@@ -216,7 +224,7 @@ class _Worker:
         return outcome
 
     def how(self) -> str:
-        return signal.Signals(-(self.process.exitcode or 0)).name
+        return signal_name(-(self.process.exitcode or 0))
 
 
 def _serve(link: Connection) -> None:

@@ -35,7 +35,7 @@ VERBS = (
     batch, branch, evaluate, grow, imports, lint, look, plan, replay, scores, seen, train, trust,
 )  # fmt: skip
 
-FIRST_SPEAKS = 3.0  # seconds before another rank does
+FIRST_SPEAKS = 10.0  # seconds before another rank does
 
 MENDABLE = {
     errno.ENOSPC: "no space is left; try: free some, or another folder with --out",

@@ -27,6 +27,7 @@ from ontogeny.questions.subjects import (
 from ontogeny.ranges import open_ranges
 from ontogeny.record import RECORD, Record, StageRecord, read_record
 from ontogeny.scores import KIND, stage_digest
+from ontogeny.workers import num_cores
 
 Watch = Callable[[int, int], None]  # how many jobs are done, and of how many
 DEPTH = 3  # folders down in which artifacts are looked for
@@ -40,7 +41,7 @@ def verify(path: Path, watch: Watch | None = None) -> list[Subject]:
     """
     subjects = plan(path)
     total, done = sum(len(subject.jobs) for subject in subjects), 0
-    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(num_cores())
     try:
         running = [[pool.submit(_findings, job) for job in one.jobs] for one in subjects]
         for subject, futures in zip(subjects, running, strict=True):

@@ -35,7 +35,7 @@ from ontogeny.suite import Member, RunSettings
 from ontogeny.training.launch import launch
 from ontogeny.training.loop import train
 from ontogeny.training.run import open_run
-from ontogeny.workers import Workers, leave_with_parent
+from ontogeny.workers import Workers, leave_with_parent, signal_name
 
 POLL_SECONDS = 0.1
 LEFT = 128 + signal.SIGINT  # the exit code of a process that was asked to leave, and did
@@ -244,5 +244,5 @@ def _received(receiver: Connection, process: BaseProcess, followed: _Followed) -
 
 def _how(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
-        return f"signal {-exit_code} ({signal.Signals(-exit_code).name})"
+        return f"signal {-exit_code} ({signal_name(-exit_code)})"
     return f"exit code {exit_code}"

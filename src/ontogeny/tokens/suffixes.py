@@ -10,7 +10,6 @@ Not here: which of the places a run has seen (`ontogeny.order.lookup`).
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from ontogeny.artifact import Artifact, open_artifact, require_space, writing
 from ontogeny.digest import digest_bytes, digest_json
 from ontogeny.errors import ConfigError, DataError
 from ontogeny.tokens.store import DocumentStore, Store, check_bytes
+from ontogeny.workers import num_cores
 
 KIND = "index"
 SUFFIXES = "suffixes.bin"
@@ -155,7 +155,7 @@ def build_index(
                 file.write(suffixes.data)
             return stop
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(num_cores()) as pool:
             for done in pool.map(sort, bounds, bounds[1:]):
                 observe(done, store.num_tokens)
         draft.facts |= {"num_tokens": store.num_tokens, "bounds": bounds}

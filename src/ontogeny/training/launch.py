@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ontogeny.errors import TrainingError
+from ontogeny.workers import signal_name
 
 TOLD = 2  # the exit code of a rank that said itself what is wrong
 ENDED = {-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT}  # because another failed
@@ -62,5 +63,5 @@ def launch(words: Sequence[str], num_ranks: int) -> int:
 
 def _how(code: int) -> str:
     if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
+        return f"was killed by {signal_name(-code)}"
     return f"ended with exit code {code}"
