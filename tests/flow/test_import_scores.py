@@ -62,7 +62,10 @@ def test_each_unreadable_file_is_named_and_the_rest_imported(
     ("words", "message"),
     [
         (["import-scores", "nowhere", "--out", "new"], "nowhere: no scores that can be read"),
-        (["lint", "nowhere", "--scores"], "nowhere: no such folder; expected a suite or run that was"),
+        (
+            ["lint", "nowhere", "--scores"],
+            "nowhere: no such folder; expected a suite or run that was",
+        ),
         (["lint", "nowhere", "--scores", "--same-seed", "a,b"], "say nothing about scores"),
     ],
 )

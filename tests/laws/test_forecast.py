@@ -141,7 +141,10 @@ class Reading(TorchDispatchMode):
 
 
 def as_on_a_gpu(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """A block whose attention goes the way it goes on a GPU, here through torch's for the CPU."""
+    """A block whose attention goes the way it goes on a GPU, here through torch's for the CPU.
+
+    Its linear maps do if they are left to torch.
+    """
     attention = block.attention
     qkv = attention.query_key_value(block.input_layernorm(x))
     qkv = qkv.unflatten(-1, (-1, 3 * attention.head_size))
@@ -151,7 +154,8 @@ def as_on_a_gpu(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x + (attention.dense(out.flatten(2)) + block.mlp(block.post_attention_layernorm(x)))
 
 
-def test_a_block_keeps_and_moves_what_is_planned() -> None:
+def test_a_block_keeps_and_moves_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ontogeny.model.linear.is_for_kernel", lambda x, weight: False)
     h, rows, length = 128, 2, 512
     settings = build(
         RunSettings,
