@@ -60,7 +60,7 @@ def test_published_hours_are_beside_the_planned(say: Type) -> None:
         (["--member", "12"], ["no member '12'", "did you mean '12b'?"]),
         (["--set", "training.precision=fp32"], ["half precision", "training.precision=bf16"]),
         (["--against-paper", "--set", "members=[{size=['14m']}]"], ["no member is in the paper"]),
-        (["--against-paper", "--gpus", 8], ["--gpus: is not asked for", "or --against-paper"]),
+        (["--against-paper", "--gpus", 8], ["--gpus: counts for nothing with --against-paper"]),
     ],
     ids=str,
 )  # fmt: skip

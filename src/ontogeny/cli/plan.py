@@ -80,7 +80,9 @@ def _require_defaults(context: typer.Context, *names: str) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT":
             (option,) = (one.opts[0] for one in context.command.params if one.name == name)
-            raise ConfigError("is not asked for", where=option, fix=f"{option} or --against-paper")
+            raise ConfigError(
+                "counts for nothing with --against-paper", where=option, fix="one of them"
+            )
 
 
 def print_forecasts(
