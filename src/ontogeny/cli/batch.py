@@ -57,6 +57,8 @@ def batch(
     from ontogeny.order.spans import Spans
     from ontogeny.questions.sources import open_source
 
+    if npy is not None and (tokens or as_json):
+        raise ConfigError("writes a file, shows no rows", where="--npy", fix="it without the rest")
     wanted, rows = chosen(update, step), None if row is None else parsed(row, "--row")
     source = open_source(
         place, rows_per_update=rows_per_update, vocabulary=vocabulary,
@@ -65,10 +67,6 @@ def batch(
     for number in (wanted[0], wanted[-1]):
         source.num_rows(number)
     spans = Spans(source.batches.order, source.vocabulary)
-    if npy is not None and (tokens or as_json):
-        raise ConfigError(
-            "writes a file, shows no rows", where="--npy", fix="it without the others"
-        )
     if npy is not None:
         npy.parent.mkdir(parents=True, exist_ok=True)
         shape = source.save(npy, wanted, rows)

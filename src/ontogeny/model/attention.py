@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ontogeny.model.kernels.load import call, has
+from ontogeny.model.kernels.load import call, has, operator
 
 BLOCK = 128  # queries at a time: small wastes little above the diagonal, large multiplies faster
 KERNEL_HEADS = range(16, 257, 16)  # the head sizes the kernel takes
@@ -140,7 +140,7 @@ def kernel_backward(
     qkv: Tensor, cos: Tensor, sin: Tensor, out: Tensor, statistics: Tensor, grad: Tensor
 ) -> Tensor:
     """The gradient of qkv, from what the forward pass read and made."""
-    d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    d_qkv = empty_gradient(qkv)
     read = parts_of(qkv, cos, sin)
     call("attention_backward", *read, out, statistics, grad.contiguous(), d_qkv)
     return d_qkv
@@ -164,21 +164,15 @@ def parts_of(
     return qkv.contiguous(), cos.contiguous(), sin.contiguous(), sizes
 
 
-# Operators of torch, so that its compiler and its tensors without memory know them.
-OPERATORS = torch.library.Library("ontogeny", "FRAGMENT")
-OPERATORS.define("attention(Tensor qkv, Tensor cos, Tensor sin) -> (Tensor, Tensor)")
-OPERATORS.define(
-    "attention_backward(Tensor qkv, Tensor cos, Tensor sin, Tensor out, Tensor statistics,"
-    " Tensor grad) -> Tensor"
-)
-OPERATORS.impl("attention", kernel_forward, "CPU")
-OPERATORS.impl("attention_backward", kernel_backward, "CPU")
-torch.library.register_fake("ontogeny::attention", empty_results, lib=OPERATORS)
-torch.library.register_fake(
-    "ontogeny::attention_backward",
-    lambda qkv, *others: torch.empty_like(qkv, memory_format=torch.contiguous_format),
-    lib=OPERATORS,
-)
+def empty_gradient(qkv: Tensor, *others: Tensor) -> Tensor:
+    """What the backward pass fills."""
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+operator("attention(Tensor qkv, Tensor cos, Tensor sin) -> (Tensor, Tensor)",
+         kernel_forward, empty_results)  # fmt: skip
+operator("attention_backward(Tensor qkv, Tensor cos, Tensor sin, Tensor out, Tensor statistics,"
+         " Tensor grad) -> Tensor", kernel_backward, empty_gradient)  # fmt: skip
 
 
 class BlockedAttention(torch.autograd.Function):

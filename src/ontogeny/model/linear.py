@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ontogeny.model.kernels.load import call, has
+from ontogeny.model.kernels.load import call, has, operator
 from ontogeny.shape import Activation
 
 NUMBERS: dict[Activation | None, int] = {None: 0, "gelu": 1, "gelu_tanh": 2}  # as in linear.c
@@ -102,14 +102,7 @@ def empty_gradients(
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
 
 
-# Operators of torch, so that its compiler and its tensors without memory know them.
-OPERATORS = torch.library.Library("ontogeny", "FRAGMENT")
-OPERATORS.define("linear(Tensor x, Tensor weight, Tensor bias, int activation) -> Tensor")
-OPERATORS.define(
-    "linear_backward(Tensor x, Tensor weight, Tensor grad, int activation)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-OPERATORS.impl("linear", kernel_forward, "CPU")
-OPERATORS.impl("linear_backward", kernel_backward, "CPU")
-torch.library.register_fake("ontogeny::linear", empty_outputs, lib=OPERATORS)
-torch.library.register_fake("ontogeny::linear_backward", empty_gradients, lib=OPERATORS)
+operator("linear(Tensor x, Tensor weight, Tensor bias, int activation) -> Tensor",
+         kernel_forward, empty_outputs)  # fmt: skip
+operator("linear_backward(Tensor x, Tensor weight, Tensor grad, int activation)"
+         " -> (Tensor, Tensor, Tensor)", kernel_backward, empty_gradients)  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 # A version changes with the bits a kernel gives, or with how it is called.
 VERSIONS = {"attention": 1, "linear": 1, "loss": 3}
+OPERATORS = torch.library.Library("ontogeny", "FRAGMENT")
 
 
 @cache
@@ -64,6 +66,17 @@ def _function(name: str, *kinds: type) -> Any:
     numbers: dict[type, Any] = {int: ctypes.c_long, float: ctypes.c_float}
     function.argtypes = [numbers.get(kind, ctypes.c_void_p) for kind in kinds] + [ctypes.c_int]
     return function
+
+
+def operator(schema: str, compute: Callable[..., Any], empty: Callable[..., Any]) -> None:
+    """Make of a computation, and of the tensors it fills, an operator of torch on CPUs.
+
+    So its compiler and its tensors without memory know it, as `torch.ops.ontogeny.NAME`.
+    """
+    name = schema.partition("(")[0]
+    OPERATORS.define(schema)
+    OPERATORS.impl(name, compute, "CPU")
+    torch.library.register_fake(f"ontogeny::{name}", empty, lib=OPERATORS)
 
 
 def find(folder: Path) -> ctypes.CDLL | None:
